@@ -55,6 +55,8 @@ class InvalidationSink {
   virtual absl::StatusOr<SinkCompletion> Await(uint64_t ticket, absl::Duration timeout) = 0;
   // SRTP and TE take effect before it returns.
   virtual absl::Status UpdateRegisters(const UnitRegisters& registers) = 0;
+  // A device appears behind the unit (`present`) or leaves it; effective before it returns.
+  virtual absl::Status UpdateDevice(SourceId sid, bool present, bool has_device_tlb) = 0;
 };
 
 }  // namespace viommu

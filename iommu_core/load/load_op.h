@@ -28,6 +28,8 @@ struct LoadOp {
   Iova iova;
   GuestPhys guest_pa;
   uint64_t size_bytes = 0;
+  // With `choose_iova`: names the mapping, so that the unmap finds the IOVA its map got.
+  uint64_t tag = 0;
 };
 
 }  // namespace viommu
