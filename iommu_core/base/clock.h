@@ -12,6 +12,9 @@ class Clock {
  public:
   virtual ~Clock() = default;
   virtual uint64_t NowNs() const = 0;
+  // True: time passes only as the model says, so modelled latencies belong on this clock. False:
+  // real time, which modelled time is never added to.
+  virtual bool modelled() const = 0;
 };
 
 // The machine's monotonic clock.
@@ -22,12 +25,14 @@ class WallClock final : public Clock {
                                      std::chrono::steady_clock::now().time_since_epoch())
                                      .count());
   }
+  bool modelled() const override { return false; }
 };
 
 // Moves only when told to. One thread drives it.
 class VirtualClock final : public Clock {
  public:
   uint64_t NowNs() const override { return now_ns_; }
+  bool modelled() const override { return true; }
   // A time in the past is ignored: the clock never goes back.
   void AdvanceTo(uint64_t now_ns) {
     if (now_ns > now_ns_) now_ns_ = now_ns;

@@ -2,13 +2,17 @@
 #ifndef VIOMMU_IOMMU_CORE_DMA_GUEST_CONFIG_H_
 #define VIOMMU_IOMMU_CORE_DMA_GUEST_CONFIG_H_
 
+#include <cstddef>
 #include <cstdint>
+#include <string>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "iommu_core/base/cost_model.h"
 #include "iommu_core/base/types.h"
+#include "iommu_core/vtd/capability.h"
 
 namespace viommu {
 
@@ -28,8 +32,9 @@ absl::string_view PolicyName(Policy policy);
 enum class MapSync { kEach, kMerged };
 absl::StatusOr<MapSync> ParseMapSync(absl::string_view name);
 
-// Which kernel's use of the invalidation hint: 6.12 sets IH on an unmap that freed no table, older
-// kernels never do.
+// Which kernel's page-selective descriptors: 6.12 sets IH on an unmap that freed no table and aligns
+// the address down to its mask (cache.c); 6.1 never sets IH and leaves the low bits of the address
+// (iommu_flush_iotlb_psi).
 enum class HintMode { kNever, kLinux612 };
 absl::StatusOr<HintMode> ParseHintMode(absl::string_view name);
 
@@ -43,8 +48,32 @@ struct GuestConfig {
   int address_width = 39;         // 39: 3 levels, 48: 4 levels
   std::vector<bool> iommu_caching_mode = {true};  // one vIOMMU each
   uint64_t ram_bytes = uint64_t{1} << 30;
+  // Top of ram_bytes kept for tables, rings and status words; 0: a sixteenth, at least 1 MiB.
+  uint64_t table_region_bytes = 0;
+  // Bound on how long `adaptive` and `lazy-psi-batched` may leave an unmapped page reachable.
+  uint64_t stale_age_bound_ns = 10'000'000;
   CostModel cost_model;
 };
+
+inline constexpr uint32_t kMaxVcpus = 512;
+inline constexpr size_t kMaxIommus = 64;
+inline constexpr uint64_t kMinRamBytes = uint64_t{4} << 20;
+
+// InvalidArgument names what is out of range.
+absl::Status CheckConfig(const GuestConfig& config);
+
+// What the unit at index `iommu` presents.
+vtd::Capabilities GuestCapabilities(const GuestConfig& config, size_t iommu);
+
+struct PolicyDecision {
+  Policy requested = Policy::kStrict;
+  Policy effective = Policy::kStrict;
+  std::string reason;  // empty if they agree
+};
+// Linux since 5.11 (29b32839725f): caching mode on any unit makes every domain strict, before any
+// device is attached; `force_lazy` is writing DMA-FQ to a group's type.
+PolicyDecision DecidePolicy(Policy requested, bool force_lazy,
+                            const std::vector<bool>& iommu_caching_mode);
 
 }  // namespace viommu
 

@@ -35,12 +35,6 @@ struct UnmapOutcome {
   bool deferred = false;  // devices may still reach the pages
 };
 
-struct PolicyDecision {
-  Policy requested = Policy::kStrict;
-  Policy effective = Policy::kStrict;
-  std::string reason;  // empty if they agree
-};
-
 // Totals since creation or ResetStats; gauges where said. Times are the machine's clock.
 struct GuestStats {
   uint64_t maps = 0;                    // Map/MapAt calls (a list is one)
@@ -105,6 +99,10 @@ class GuestMachine {
   // A resident set of `pages` single 4K mappings at [first, ...), scattered guest pages, with one
   // domain flush for all of it. Not counted as maps.
   virtual absl::Status MapResident(uint32_t domain, Iova first, uint64_t pages) = 0;
+
+  // With --map_sync=merged, map-time invalidations wait here: submits them together. The caller
+  // does so before it tells a device about any of the mappings. Nothing to do otherwise.
+  virtual absl::Status SyncMaps() = 0;
 
   // Free guest pages for buffers, contiguous.
   virtual absl::StatusOr<GuestPhys> AllocateBuffer(uint64_t size_bytes) = 0;

@@ -120,6 +120,7 @@ absl::StatusOr<MapResult> SecondStageTable::Map(Iova iova, PhysAddr address, uin
           return errors::AlreadyMapped(MakeRange(at, span));
         }
         CollectTables(old.address(kOwnWidth, level), level - 1, result.replaced_tables);
+        result.replaced_ranges.push_back(MakeRange(at, span));
         cached_span_ = kNoSpan;
       }
       Store(slot, vtd::SecondStagePte::Leaf(leaf_target, level, access).raw);

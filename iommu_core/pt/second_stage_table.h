@@ -29,6 +29,8 @@ struct MapResult {
   // the caches that held their pointers need one before the new leaf's own (Linux fixed this as
   // "force to flush iotlb before creating superpage").
   std::vector<PhysAddr> replaced_tables;
+  // The span of each large leaf that replaced tables, in order.
+  std::vector<IovaRange> replaced_ranges;
 };
 
 // One table tree. Not thread-safe against itself; hardware may walk it at any time, so an entry is

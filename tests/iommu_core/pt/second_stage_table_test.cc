@@ -104,7 +104,9 @@ TEST_P(SecondStageTableTest, RandomEditsMatchAPlainMap) {
       ASSERT_EQ(result->unmapped_bytes, gone * kPageSize);
     }
     ASSERT_EQ(table_->mapped_pages(), model.size());
-    if (step % 200 == 0) ASSERT_EQ(Flatten(), model) << "step " << step;
+    if (step % 200 == 0) {
+      ASSERT_EQ(Flatten(), model) << "step " << step;
+    }
   }
   EXPECT_EQ(Flatten(), model);
   const uint64_t root = table_->root().value();
