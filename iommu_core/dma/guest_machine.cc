@@ -1,0 +1,623 @@
+#include "iommu_core/dma/guest_machine.h"
+
+#include <algorithm>
+#include <bit>
+#include <numeric>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "iommu_core/base/errors.h"
+#include "iommu_core/dma/guest_machine_impl.h"
+#include "iommu_core/pt/psi_cover.h"
+
+namespace viommu {
+namespace {
+
+// The first MiB of guest memory is left alone, as a PC's is.
+constexpr uint64_t kBuffersFirst = uint64_t{1} << 20;
+constexpr uint64_t kMinTableRegion = uint64_t{1} << 20;
+constexpr uint64_t kMaxSegments = 4096;
+
+uint64_t TableRegionBytes(const GuestConfig& config) {
+  if (config.table_region_bytes != 0) return AlignUp(config.table_region_bytes, kPageSize);
+  return AlignUp(std::max(kMinTableRegion, config.ram_bytes / 16), kPageSize);
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<GuestMachine>> GuestMachine::Create(
+    const GuestConfig& config, PhysicalMemory& ram, const Clock& clock,
+    std::vector<InvalidationSink*> sinks) {
+  if (absl::Status status = CheckConfig(config); !status.ok()) return status;
+  if (sinks.size() != config.iommu_caching_mode.size()) {
+    return errors::Invalid("one sink for each vIOMMU");
+  }
+  if (TableRegionBytes(config) + kBuffersFirst >= config.ram_bytes) {
+    return errors::Invalid("ram_bytes leaves no room beside the table region");
+  }
+  auto machine = std::make_unique<GuestMachineImpl>(config, ram, clock);
+  if (absl::Status status = machine->BringUp(sinks); !status.ok()) return status;
+  return machine;
+}
+
+GuestMachineImpl::GuestMachineImpl(const GuestConfig& config, PhysicalMemory& ram,
+                                   const Clock& clock)
+    : config_(config),
+      ram_(ram),
+      clock_(clock),
+      buffers_first_(GuestPhys(kBuffersFirst)),
+      buffers_end_(GuestPhys(config.ram_bytes - TableRegionBytes(config))),
+      frames_(ram, ToPhys(buffers_end_), PhysAddr(config.ram_bytes)),
+      policy_(DecidePolicy(config.policy, config.force_lazy, config.iommu_caching_mode)),
+      force_lazy_(config.force_lazy),
+      vcpu_busy_until_ns_(config.vcpus, 0) {
+  free_buffers_[kBuffersFirst] = buffers_end_ - buffers_first_;
+}
+
+absl::Status GuestMachineImpl::BringUp(const std::vector<InvalidationSink*>& sinks) {
+  absl::MutexLock lock(&mu_);
+  for (size_t i = 0; i < sinks.size(); ++i) {
+    auto driver = IommuDriver::Create(GuestCapabilities(config_, i), config_.address_width, ram_,
+                                      frames_, *sinks[i], nullptr);
+    if (!driver.ok()) return driver.status();
+    units_.push_back({*std::move(driver), 0});
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<DmaDomain*> GuestMachineImpl::FindLocked(uint32_t domain) {
+  const auto found = domains_.find(domain);
+  if (found == domains_.end()) return errors::UnknownDomain(domain);
+  return found->second.get();
+}
+
+absl::StatusOr<uint32_t> GuestMachineImpl::CreateDomain(int dma_mask_bits) {
+  if (dma_mask_bits < 20 || dma_mask_bits > 64) {
+    return errors::Invalid("a DMA mask has 20 to 64 bits");
+  }
+  absl::MutexLock lock(&mu_);
+  auto domain = std::make_unique<DmaDomain>();
+  domain->id = next_domain_;
+  domain->pass_through = policy_.effective == Policy::kPassthrough;
+  auto table = SecondStageTable::Create(ram_, frames_, vtd::LevelsOfWidth(config_.address_width),
+                                        units_.front().driver->caps());
+  if (!table.ok()) return table.status();
+  domain->table = *std::move(table);
+  domain->iovas = std::make_unique<IovaAllocator>(IovaAllocatorOptions{
+      .cpus = config_.vcpus,
+      .dma_mask_bits = dma_mask_bits,
+      .address_width = config_.address_width});
+  domains_[next_domain_] = std::move(domain);
+  return next_domain_++;
+}
+
+absl::Status GuestMachineImpl::DeleteDomain(uint32_t id) {
+  absl::MutexLock lock(&mu_);
+  auto found = FindLocked(id);
+  if (!found.ok()) return found.status();
+  DmaDomain& domain = **found;
+  if (!domain.devices.empty()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("domain ", id, " still has ", domain.devices.size(), " devices attached"));
+  }
+  BeginOp(op_vcpu_);
+  // No device can reach it any more: its last detach invalidated it. Queued tables come back with
+  // it, IOVAs die with it.
+  exposure_.RevokeDomain(id, ExposureNowNs());
+  if (domain.queue != nullptr) {
+    for (const FlushEntry& entry : domain.queue->TakeAll()) {
+      domain.table->FreeTables(entry.freed_tables);
+    }
+  }
+  std::erase_if(deferred_psi_, [&](const DeferredPsi& d) {
+    if (d.domain != id) return false;
+    domain.table->FreeTables(d.entry.freed_tables);
+    return true;
+  });
+  std::erase_if(unsynced_maps_, [&](const auto& m) { return m.first == id; });
+  std::erase_if(unfinished_, [&](const Unfinished& u) {
+    if (u.domain != id) return false;
+    domain.table->FreeTables(u.entry.freed_tables);
+    return true;
+  });
+  domains_.erase(id);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<DomainId> GuestMachineImpl::AttachDevice(uint32_t id, SourceId sid, uint32_t iommu,
+                                                        bool device_tlb) {
+  absl::MutexLock lock(&mu_);
+  auto found = FindLocked(id);
+  if (!found.ok()) return found.status();
+  if (iommu >= units_.size()) {
+    return errors::Invalid(absl::StrCat("there is no vIOMMU ", iommu));
+  }
+  DmaDomain& domain = **found;
+  BeginOp(op_vcpu_);
+  if (domain_of_device_.contains(sid)) {
+    if (absl::Status status = DetachLocked(sid); !status.ok()) return status;
+  }
+  IommuDriver& driver = *units_[iommu].driver;
+  auto tag = domain.tags.find(iommu);
+  if (tag == domain.tags.end()) {
+    auto did = driver.AllocateDomainId();
+    if (!did.ok()) return did.status();
+    tag = domain.tags.emplace(iommu, DomainTag{*did, 0}).first;
+  }
+  const DomainId did = tag->second.did;
+  const auto undo_tag = [&] {
+    if (tag->second.device_count == 0) {
+      driver.FreeDomainId(did);
+      domain.tags.erase(tag);
+    }
+  };
+  if (absl::Status status = driver.AddDevice(sid, device_tlb); !status.ok()) {
+    undo_tag();
+    return status;
+  }
+  const vtd::TranslationType type = domain.pass_through ? vtd::TranslationType::kPassThrough
+                                    : device_tlb        ? vtd::TranslationType::kWithDeviceTlb
+                                                 : vtd::TranslationType::kUntranslatedOnly;
+  if (absl::Status status = driver.SetContext(
+          sid, vtd::ContextEntry::Make(domain.table->root(), domain.table->levels(), did, type));
+      !status.ok()) {
+    undo_tag();
+    return status;
+  }
+  ++tag->second.device_count;
+  domain.devices[sid] = {iommu, device_tlb};
+  domain_of_device_[sid] = id;
+  // domain_context_mapping: not present may have been cached, tagged with domain id 0; then the
+  // domain's own tag. Without caching mode nothing was cached.
+  absl::Status status;
+  if (driver.caps().caching_mode()) {
+    vtd::ContextCacheInvalidate context;
+    context.granularity = vtd::Granularity::kPageOrDevice;
+    context.source_id = sid;
+    const vtd::RawDescriptor d = vtd::Encode(context);
+    status = Submit(iommu, {&d, 1}, false).status();
+    if (status.ok()) {
+      const vtd::RawDescriptor flush = vtd::Encode(DomainInvalidation(did, driver.caps()));
+      auto done = Submit(iommu, {&flush, 1}, SettledAfter(&domain));
+      status = done.status();
+      if (done.ok()) {
+        domain.walk_ns_per_table_page =
+            PriceSync(config_.cost_model, done->cost).walk_ns /
+            static_cast<double>(std::max<uint64_t>(1, domain.table->table_pages()));
+        if (domain.tags.size() == 1) exposure_.RevokeDomain(id, ExposureNowNs());
+      }
+    }
+  }
+  EndOp();
+  if (!status.ok()) return status;
+  return did;
+}
+
+absl::Status GuestMachineImpl::DetachDevice(SourceId sid) {
+  absl::MutexLock lock(&mu_);
+  BeginOp(op_vcpu_);
+  absl::Status status = DetachLocked(sid);
+  EndOp();
+  return status;
+}
+
+absl::Status GuestMachineImpl::DetachLocked(SourceId sid) {
+  const auto home = domain_of_device_.find(sid);
+  if (home == domain_of_device_.end()) return errors::UnknownDevice(sid);
+  DmaDomain& domain = *domains_.at(home->second);
+  const DomainDevice device = domain.devices.at(sid);
+  const DomainTag tag = domain.tags.at(device.iommu);
+  IommuDriver& driver = *units_[device.iommu].driver;
+  // domain_context_clear_one: entry, device-selective context invalidation, domain flush, device-TLB.
+  if (absl::Status status = driver.ClearContext(sid); !status.ok()) return status;
+  vtd::ContextCacheInvalidate context;
+  context.granularity = vtd::Granularity::kPageOrDevice;
+  context.domain_id = tag.did;
+  context.source_id = sid;
+  std::vector<vtd::RawDescriptor> steps = {
+      vtd::Encode(context), vtd::Encode(DomainInvalidation(tag.did, driver.caps()))};
+  if (device.device_tlb) {
+    steps.push_back(DeviceTlbDescriptor(sid, {Iova(0), Iova(~uint64_t{0})}));
+  }
+  for (size_t i = 0; i < steps.size(); ++i) {
+    auto done = Submit(device.iommu, {&steps[i], 1},
+                       i == 0 ? false : SettledAfter(&domain));
+    if (!done.ok()) return done.status();
+  }
+  if (absl::Status status = driver.RemoveDevice(sid); !status.ok()) return status;
+  // The domain flush above covered everything the domain left stale on this unit.
+  if (domain.tags.size() == 1) exposure_.RevokeDomain(domain.id, ExposureNowNs());
+  domain.devices.erase(sid);
+  domain_of_device_.erase(home);
+  if (--domain.tags[device.iommu].device_count == 0) {
+    domain.tags.erase(device.iommu);
+    driver.FreeDomainId(tag.did);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status GuestMachineImpl::CheckSegments(std::span<const Segment> segments) const {
+  if (segments.empty() || segments.size() > kMaxSegments) {
+    return errors::Invalid(absl::StrCat("a list has 1 to ", kMaxSegments, " segments"));
+  }
+  for (const Segment& s : segments) {
+    if (s.size_bytes == 0 || !IsAligned(s.guest_pa.value() | s.size_bytes, kPageSize)) {
+      return errors::Invalid("a segment is not whole pages");
+    }
+    // The table region is the kernel's: a device must never be given it.
+    if (s.guest_pa.value() >= buffers_end_.value() ||
+        s.size_bytes > buffers_end_ - s.guest_pa) {
+      return errors::NotRam(ToPhys(s.guest_pa));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status GuestMachineImpl::MapLocked(DmaDomain& domain, Iova iova,
+                                         std::span<const Segment> segments, Access access,
+                                         uint32_t vcpu) {
+  (void)vcpu;
+  Iova at = iova;
+  std::vector<PhysAddr> replaced;
+  absl::Status status;
+  for (const Segment& segment : segments) {
+    SpendGuest(config_.cost_model.map_update_ns);
+    auto mapped = domain.table->Map(at, ToPhys(segment.guest_pa), segment.size_bytes, access);
+    if (!mapped.ok()) {
+      status = mapped.status();
+      break;
+    }
+    at += segment.size_bytes;
+    // switch_to_super_page: the tables that a large leaf replaced are flushed on their own.
+    replaced.insert(replaced.end(), mapped->replaced_tables.begin(),
+                    mapped->replaced_tables.end());
+    for (const IovaRange& range : mapped->replaced_ranges) {
+      status = InvalidateRange(domain, range, false, false);
+      if (!status.ok()) break;
+    }
+    if (!status.ok()) break;
+  }
+  const IovaRange done{iova, at};
+  if (status.ok() && !domain.tags.empty()) {
+    if (config_.map_sync == MapSync::kMerged) {
+      unsynced_maps_.emplace_back(domain.id, done);
+      status = unsynced_maps_.size() >= IommuDriver::kMaxBatch ? SyncMapsLocked()
+                                                               : absl::OkStatus();
+    } else {
+      status = InvalidateRange(domain, done, false, true);
+    }
+  }
+  if (!status.ok()) {
+    // Nothing was told to a device yet. The tables may be cached by now, so they wait for the next
+    // invalidation that is known to be done.
+    FlushEntry entry{done, false, std::move(replaced)};
+    if (!done.empty()) {
+      if (auto undone = domain.table->Unmap(done); undone.ok()) {
+        entry.freed_tables.insert(entry.freed_tables.end(), undone->freed_tables.begin(),
+                                  undone->freed_tables.end());
+      }
+    }
+    if (!done.empty() && !domain.tags.empty() &&
+        !InvalidateRange(domain, done, false, false).ok()) {
+      KeepUnfinished(domain.id, std::move(entry));
+    } else {
+      domain.table->FreeTables(entry.freed_tables);
+    }
+    return status;
+  }
+  domain.table->FreeTables(replaced);
+  stats_.pages_mapped += done.size_bytes() / kPageSize;
+  for (const Segment& segment : segments) {
+    const uint64_t first = segment.guest_pa.value() >> kPageShift;
+    for (uint64_t i = 0; i < segment.size_bytes / kPageSize; ++i) exposure_.OnMap(first + i);
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Iova> GuestMachineImpl::Map(uint32_t id, std::span<const Segment> segments,
+                                           Access access, uint32_t vcpu) {
+  absl::MutexLock lock(&mu_);
+  auto found = FindLocked(id);
+  if (!found.ok()) return found.status();
+  DmaDomain& domain = **found;
+  if (absl::Status status = CheckSegments(segments); !status.ok()) return status;
+  BeginOp(vcpu);
+  uint64_t size_bytes = 0;
+  for (const Segment& s : segments) size_bytes += s.size_bytes;
+  if (domain.pass_through) {
+    ++stats_.maps;
+    stats_.pages_mapped += size_bytes / kPageSize;
+    EndOp();
+    // Each segment is reached at its own guest-physical address.
+    return Iova(segments.front().guest_pa.value());
+  }
+  auto iova = domain.iovas->Allocate(size_bytes, op_vcpu_);
+  absl::Status status = iova.status();
+  if (status.ok()) {
+    status = MapLocked(domain, *iova, segments, access, vcpu);
+    if (status.ok()) {
+      domain.allocated[iova->value()] = size_bytes;
+      ++stats_.maps;
+    } else if (unfinished_.empty()) {
+      domain.iovas->Free(*iova, size_bytes, op_vcpu_);
+    } else {
+      // Its invalidation is outstanding: the IOVA goes back when that is done.
+      unfinished_.back().entry.range = MakeRange(*iova, size_bytes);
+      unfinished_.back().entry.allocated = true;
+    }
+  }
+  if (!status.ok()) ++stats_.map_failures;
+  EndOp();
+  if (!status.ok()) return status;
+  return *iova;
+}
+
+absl::Status GuestMachineImpl::MapAt(uint32_t id, Iova iova, std::span<const Segment> segments,
+                                     Access access, uint32_t vcpu) {
+  absl::MutexLock lock(&mu_);
+  auto found = FindLocked(id);
+  if (!found.ok()) return found.status();
+  if (absl::Status status = CheckSegments(segments); !status.ok()) return status;
+  BeginOp(vcpu);
+  absl::Status status;
+  if ((*found)->pass_through) {
+    for (const Segment& s : segments) stats_.pages_mapped += s.size_bytes / kPageSize;
+  } else {
+    status = MapLocked(**found, iova, segments, access, vcpu);
+  }
+  ++(status.ok() ? stats_.maps : stats_.map_failures);
+  EndOp();
+  return status;
+}
+
+std::vector<uint64_t> GuestMachineImpl::PagesOf(const DmaDomain& domain, IovaRange range) {
+  std::vector<uint64_t> pages;
+  for (Iova at = range.first; at < range.end;) {
+    const SecondStageTable::Entry entry = domain.table->Find(at);
+    const uint64_t span = vtd::LevelSize(entry.level);
+    const Iova next = Iova(AlignDown(at.value(), span) + span);
+    if (entry.pte.present()) {
+      const uint64_t first = entry.pte.address(52, entry.level).value() >> kPageShift;
+      const uint64_t skip = (at.value() & (span - 1)) >> kPageShift;
+      const uint64_t count = (std::min(next, range.end) - at) >> kPageShift;
+      const size_t old = pages.size();
+      pages.resize(old + count);
+      std::iota(pages.begin() + static_cast<ptrdiff_t>(old), pages.end(), first + skip);
+    }
+    at = next;
+  }
+  return pages;
+}
+
+absl::StatusOr<UnmapOutcome> GuestMachineImpl::UnmapLocked(DmaDomain& domain, IovaRange range,
+                                                           uint32_t vcpu) {
+  const bool deferred = policy_.effective != Policy::kStrict && !domain.tags.empty();
+  const auto allocated = domain.allocated.find(range.first.value());
+  if (allocated != domain.allocated.end() && allocated->second != range.size_bytes()) {
+    return errors::Invalid(absl::StrCat("the mapping at this IOVA is ", allocated->second,
+                                        " bytes; it is unmapped whole"));
+  }
+  if (absl::Status status = SyncMapsLocked(); !status.ok()) return status;
+  std::vector<uint64_t> pages;
+  if (deferred) pages = PagesOf(domain, range);
+  SpendGuest(config_.cost_model.unmap_update_ns);
+  auto unmapped = domain.table->Unmap(range);
+  if (!unmapped.ok()) return unmapped.status();
+  if (unmapped->unmapped_bytes == 0) return errors::NotMapped(range);
+  FlushEntry entry{range, allocated != domain.allocated.end(),
+                   std::move(unmapped->freed_tables)};
+  if (entry.allocated) domain.allocated.erase(allocated);
+  stats_.pages_unmapped += unmapped->unmapped_bytes / kPageSize;
+
+  if (!deferred) {
+    absl::Status status = InvalidateRange(domain, range, entry.freed_tables.empty(), false);
+    if (!status.ok()) {
+      // Not complete: the IOVA is not reusable and the tables stay until it is.
+      KeepUnfinished(domain.id, std::move(entry));
+      return status;
+    }
+    Release(domain, std::move(entry), op_vcpu_);
+    return UnmapOutcome{.deferred = false};
+  }
+  const double since = ExposureNowNs();
+  if (!pages.empty()) exposure_.Add(domain.id, range, std::move(pages), since);
+  absl::Status status = Defer(domain, entry, vcpu);
+  if (!status.ok()) {
+    KeepUnfinished(domain.id, std::move(entry));
+    return status;
+  }
+  return UnmapOutcome{.deferred = true};
+}
+
+absl::StatusOr<UnmapOutcome> GuestMachineImpl::Unmap(uint32_t id, Iova iova, uint64_t size_bytes,
+                                                     uint32_t vcpu) {
+  absl::MutexLock lock(&mu_);
+  auto found = FindLocked(id);
+  if (!found.ok()) return found.status();
+  const IovaRange range = MakeRange(iova, size_bytes);
+  if (size_bytes == 0 || !IsAligned(iova.value() | size_bytes, kPageSize) ||
+      range.end < range.first) {
+    return errors::BadRange(range, "not whole pages");
+  }
+  BeginOp(vcpu);
+  if ((*found)->pass_through) {
+    ++stats_.unmaps;
+    stats_.pages_unmapped += size_bytes / kPageSize;
+    EndOp();
+    return UnmapOutcome{};
+  }
+  auto outcome = UnmapLocked(**found, range, op_vcpu_);
+  ++(outcome.ok() ? stats_.unmaps : stats_.unmap_failures);
+  EndOp();
+  return outcome;
+}
+
+absl::Status GuestMachineImpl::MapResident(uint32_t id, Iova first, uint64_t pages) {
+  absl::MutexLock lock(&mu_);
+  auto found = FindLocked(id);
+  if (!found.ok()) return found.status();
+  DmaDomain& domain = **found;
+  if (domain.pass_through || pages == 0) return absl::OkStatus();
+  if (absl::Status status = domain.iovas->Reserve(MakeRange(first, pages * kPageSize));
+      !status.ok()) {
+    return status;
+  }
+  // Every guest page once, in an order that puts no two neighbours side by side: odd stride over a
+  // power of two of pages.
+  const uint64_t available = (buffers_end_ - buffers_first_) >> kPageShift;
+  const uint64_t slots = std::bit_floor(available);
+  const uint64_t stride = ((slots * 5 / 8) | 1) % slots;
+  for (uint64_t i = 0; i < pages; ++i) {
+    const uint64_t page = (i * stride) & (slots - 1);
+    auto mapped = domain.table->Map(first + i * kPageSize,
+                                    ToPhys(buffers_first_ + (page << kPageShift)), kPageSize,
+                                    kReadWrite);
+    if (!mapped.ok()) return mapped.status();
+  }
+  BeginOp(0);
+  absl::Status status = InvalidateDomain(domain);
+  EndOp();
+  return status;
+}
+
+absl::StatusOr<GuestPhys> GuestMachineImpl::AllocateBuffer(uint64_t size_bytes) {
+  const uint64_t size = AlignUp(size_bytes, kPageSize);
+  if (size == 0) return errors::Invalid("a buffer has at least one byte");
+  absl::MutexLock lock(&mu_);
+  for (auto it = free_buffers_.begin(); it != free_buffers_.end(); ++it) {
+    if (it->second < size) continue;
+    const uint64_t first = it->first;
+    const uint64_t left = it->second - size;
+    free_buffers_.erase(it);
+    if (left != 0) free_buffers_[first + size] = left;
+    return GuestPhys(first);
+  }
+  return absl::ResourceExhaustedError("no free guest memory for the buffer (raise --ram_bytes)");
+}
+
+void GuestMachineImpl::FreeBuffer(GuestPhys first, uint64_t size_bytes) {
+  absl::MutexLock lock(&mu_);
+  uint64_t begin = first.value();
+  uint64_t size = AlignUp(size_bytes, kPageSize);
+  auto next = free_buffers_.lower_bound(begin);
+  if (next != free_buffers_.end() && begin + size == next->first) {
+    size += next->second;
+    next = free_buffers_.erase(next);
+  }
+  if (next != free_buffers_.begin()) {
+    auto before = std::prev(next);
+    if (before->first + before->second == begin) {
+      begin = before->first;
+      size += before->second;
+      free_buffers_.erase(before);
+    }
+  }
+  free_buffers_[begin] = size;
+}
+
+PolicyDecision GuestMachineImpl::policy() const {
+  absl::MutexLock lock(&mu_);
+  return policy_;
+}
+
+absl::Status GuestMachineImpl::SetPolicy(Policy policy, bool force_lazy) {
+  absl::MutexLock lock(&mu_);
+  const PolicyDecision next = DecidePolicy(policy, force_lazy, config_.iommu_caching_mode);
+  const bool translation_changes = (next.effective == Policy::kPassthrough) !=
+                                   (policy_.effective == Policy::kPassthrough);
+  if (translation_changes && !domains_.empty()) {
+    return absl::FailedPreconditionError(
+        "to or from passthrough only while there is no domain: the translation type of a device "
+        "cannot change under it");
+  }
+  if (auto flushed = FlushDeferredLocked(); !flushed.ok()) return flushed.status();
+  // Rings of another shape or rule start empty.
+  for (auto& [id, domain] : domains_) domain->queue.reset();
+  policy_ = next;
+  force_lazy_ = force_lazy;
+  return absl::OkStatus();
+}
+
+void GuestMachineImpl::QueueTouch(uint32_t id, Iova iova, bool write) {
+  absl::MutexLock lock(&mu_);
+  const auto found = domains_.find(id);
+  if (found == domains_.end() || found->second->devices.empty()) return;
+  const auto& [sid, device] = *found->second->devices.begin();
+  units_[device.iommu].driver->QueueTouch({sid, iova, write});
+}
+
+std::vector<vtd::FaultRecord> GuestMachineImpl::TakeFaults(bool* overflow) {
+  absl::MutexLock lock(&mu_);
+  std::vector<vtd::FaultRecord> out;
+  *overflow = false;
+  for (Unit& unit : units_) {
+    VtdUnit& regs = unit.driver->unit();
+    const uint32_t base = unit.driver->caps().fault_record_offset();
+    const int records = unit.driver->caps().fault_records();
+    uint32_t status = regs.Read32(vtd::kFsts);
+    if ((status & vtd::fsts::Pfo::kMask) != 0) *overflow = true;
+    // dmar_fault: from FRI on, while F is set, clearing each.
+    auto index = static_cast<int>(vtd::fsts::Fri::Get(status));
+    for (int i = 0; i < records; ++i, index = (index + 1) % records) {
+      const uint32_t at = base + 16u * static_cast<uint32_t>(index);
+      const uint64_t hi = regs.Read64(at + 8);
+      if (!vtd::FaultRecord::F::Get(hi)) break;
+      out.push_back({.source_id = SourceId(static_cast<uint16_t>(vtd::FaultRecord::Sid::Get(hi))),
+                     .page = Iova(AlignDown(regs.Read64(at), kPageSize)),
+                     .reason = static_cast<vtd::FaultReason>(vtd::FaultRecord::Reason::Get(hi)),
+                     .read = vtd::FaultRecord::T::Get(hi) != 0});
+      regs.Write32(at + 12, uint32_t{1} << 31);
+    }
+    regs.Write32(vtd::kFsts, static_cast<uint32_t>(vtd::fsts::Pfo::kMask));
+  }
+  return out;
+}
+
+void GuestMachineImpl::RecordFault(uint32_t iommu, const vtd::FaultRecord& record) {
+  absl::MutexLock lock(&mu_);
+  if (iommu < units_.size()) units_[iommu].driver->unit().RecordFault(record);
+}
+
+void GuestMachineImpl::set_descriptor_hook(DescriptorHook hook) {
+  absl::MutexLock lock(&mu_);
+  hook_ = std::move(hook);
+  for (Unit& unit : units_) unit.driver->set_hook(hook_);
+}
+
+uint64_t GuestMachineImpl::QueuedEntries() const {
+  uint64_t entries = deferred_psi_.size();
+  for (const auto& [id, domain] : domains_) {
+    if (domain->queue != nullptr) entries += domain->queue->entries();
+  }
+  return entries;
+}
+
+GuestStats GuestMachineImpl::stats() const {
+  absl::MutexLock lock(&mu_);
+  GuestStats out = stats_;
+  const double now = static_cast<double>(clock_.NowNs());
+  out.flush_queue_entries = QueuedEntries();
+  out.stale_pages = exposure_.stale_pages();
+  out.stale_page_seconds = exposure_.page_seconds_at(now);
+  out.stale_age_max_seconds = exposure_.age_max_seconds_at(now);
+  out.reused_while_stale_pages = exposure_.reused_pages();
+  for (const auto& [id, domain] : domains_) {
+    out.iova_allocated_bytes += domain->iovas->allocated_bytes();
+  }
+  out.domains = domains_.size();
+  out.devices = domain_of_device_.size();
+  return out;
+}
+
+void GuestMachineImpl::ResetStats() {
+  absl::MutexLock lock(&mu_);
+  stats_ = GuestStats{};
+  exposure_.ResetTotals();
+}
+
+double GuestMachineImpl::last_op_modelled_ns() const {
+  absl::MutexLock lock(&mu_);
+  return last_op_ns_;
+}
+
+}  // namespace viommu

@@ -1,0 +1,446 @@
+// What is invalidated, when, and what it costs: the policies of the guest.
+#include <algorithm>
+#include <utility>
+
+#include "iommu_core/base/errors.h"
+#include "iommu_core/dma/guest_machine_impl.h"
+#include "iommu_core/dma/tick_timer.h"
+#include "iommu_core/pt/psi_cover.h"
+
+namespace viommu {
+namespace {
+
+// Intel's driver before 4.14: HIGH_WATER_MARK and a 10 ms timer.
+constexpr size_t kDeferredPsiEntries = 250;
+constexpr uint64_t kDeferredPsiTimeoutMs = 10;
+// `lazy-psi-batched`: above this many descriptors one domain flush is sent instead.
+constexpr size_t kDomainFlushAbovePieces = 4096;
+// `adaptive` changes its mind only for a gain of a fifth, so that it does not flip at every flush.
+constexpr double kHysteresis = 1.2;
+// MAX_AGAW_PFN_WIDTH: a device-TLB invalidation of everything.
+constexpr IovaRange kEverything{Iova(0), Iova(~uint64_t{0})};
+
+std::vector<IovaRange> SortedAndMerged(std::vector<IovaRange> ranges) {
+  std::sort(ranges.begin(), ranges.end(),
+            [](const IovaRange& a, const IovaRange& b) { return a.first < b.first; });
+  std::vector<IovaRange> out;
+  for (const IovaRange& r : ranges) {
+    if (!out.empty() && r.first <= out.back().end) {
+      out.back().end = std::max(out.back().end, r.end);
+    } else {
+      out.push_back(r);
+    }
+  }
+  return out;
+}
+
+}  // namespace
+
+void GuestMachineImpl::BeginOp(uint32_t vcpu) {
+  op_vcpu_ = vcpu % static_cast<uint32_t>(vcpu_busy_until_ns_.size());
+  op_start_ns_ = static_cast<double>(clock_.NowNs());
+  // A vCPU does one thing at a time: what it still owes comes first.
+  cursor_ns_ = std::max(op_start_ns_, vcpu_busy_until_ns_[op_vcpu_]);
+}
+
+void GuestMachineImpl::SpendGuest(double ns) {
+  stats_.modelled.guest_ns += ns;
+  cursor_ns_ += ns;
+}
+
+void GuestMachineImpl::EndOp() {
+  vcpu_busy_until_ns_[op_vcpu_] = cursor_ns_;
+  last_op_ns_ = cursor_ns_ - op_start_ns_;
+}
+
+double GuestMachineImpl::ExposureNowNs() const {
+  return clock_.modelled() ? cursor_ns_ : static_cast<double>(clock_.NowNs());
+}
+
+void GuestMachineImpl::CountDescriptors(std::span<const vtd::RawDescriptor> descriptors) {
+  for (const vtd::RawDescriptor& raw : descriptors) {
+    const vtd::DecodeResult d = vtd::Decode(raw, units_.front().driver->caps());
+    if (std::holds_alternative<vtd::ContextCacheInvalidate>(d.descriptor)) {
+      ++stats_.descriptors_context;
+    } else if (const auto* iotlb = std::get_if<vtd::IotlbInvalidate>(&d.descriptor)) {
+      switch (iotlb->granularity) {
+        case vtd::Granularity::kGlobal:
+          ++stats_.descriptors_iotlb_global;
+          break;
+        case vtd::Granularity::kDomain:
+          ++stats_.descriptors_iotlb_domain;
+          break;
+        default:
+          ++stats_.descriptors_iotlb_page;
+      }
+    } else {
+      ++stats_.descriptors_device_tlb;
+    }
+  }
+}
+
+absl::StatusOr<SinkCompletion> GuestMachineImpl::Submit(
+    uint32_t unit_index, std::span<const vtd::RawDescriptor> descriptors, bool settled) {
+  Unit& unit = units_[unit_index];
+  absl::StatusOr<SinkCompletion> done = unit.driver->Submit(descriptors, settled);
+  ++stats_.submissions;
+  CountDescriptors(descriptors);
+  ++stats_.descriptors_wait;
+  if (!done.ok()) return done;
+  ReleaseUnfinished();
+
+  stats_.sync += done->cost;
+  stats_.stale_dma_hits += done->stale_dma_hits;
+  ModelledCost price = PriceSync(config_.cost_model, done->cost);
+  price.guest_ns = config_.cost_model.queue_build_ns;
+  // The queue has one lock, held over the trapped tail write; a hand-over costs more the more vCPUs
+  // spin for it.
+  const double begin = std::max(cursor_ns_, unit.lock_free_ns);
+  uint64_t spinning = 0;
+  for (size_t cpu = 0; cpu < vcpu_busy_until_ns_.size(); ++cpu) {
+    if (cpu != op_vcpu_ && vcpu_busy_until_ns_[cpu] > cursor_ns_) ++spinning;
+  }
+  price.wait_ns = begin - cursor_ns_ +
+                  static_cast<double>(spinning) * config_.cost_model.lock_spin_ns;
+  cursor_ns_ += price.total();
+  unit.lock_free_ns = cursor_ns_;
+  stats_.modelled += price;
+  return done;
+}
+
+vtd::RawDescriptor GuestMachineImpl::RangeDescriptor(const IommuDriver& driver, DomainId did,
+                                                     IovaRange range, bool leaf_hint) const {
+  const bool linux612 = config_.hint == HintMode::kLinux612;
+  vtd::IotlbInvalidate d =
+      InvalidationFor(range, did, leaf_hint && linux612, driver.caps());
+  // iommu_flush_iotlb_psi (6.1) leaves the low bits; the unit masks them (6.5.2.3).
+  if (!linux612 && d.granularity == vtd::Granularity::kPageOrDevice) d.address = range.first;
+  return vtd::Encode(d);
+}
+
+vtd::RawDescriptor GuestMachineImpl::DeviceTlbDescriptor(SourceId sid, IovaRange range) {
+  vtd::DeviceTlbInvalidate d;
+  d.source_id = sid;
+  const int mask = range == kEverything
+                       ? kAddressMaskAll
+                       : AddressMaskOf(range.first.value() >> kPageShift,
+                                       range.size_bytes() >> kPageShift);
+  // qi_flush_dev_iotlb: the run of low ones codes the size (PCIe ATS 10.2.3.2).
+  d.size = mask > 0;
+  const uint64_t ones = mask > 0 ? ((uint64_t{1} << (kPageShift + mask - 1)) - 1) : 0;
+  d.address = Iova((range.first.value() | ones) & ~kPageMask);
+  return vtd::Encode(d);
+}
+
+bool GuestMachineImpl::SettledAfter(const DmaDomain* domain) const {
+  const uint64_t going = domain == nullptr ? 0 : exposure_.stale_pages_of(domain->id);
+  return exposure_.stale_pages() == going && unsynced_maps_.empty() && unfinished_.empty();
+}
+
+absl::Status GuestMachineImpl::InvalidateRange(DmaDomain& domain, IovaRange range, bool leaf_hint,
+                                               bool map) {
+  const bool settled = SettledAfter(nullptr);
+  for (const auto& [index, tag] : domain.tags) {
+    const IommuDriver& driver = *units_[index].driver;
+    // Without caching mode nothing not present is ever cached (6.1).
+    if (map && !driver.caps().caching_mode()) continue;
+    const vtd::RawDescriptor d = RangeDescriptor(driver, tag.did, range, leaf_hint);
+    if (auto done = Submit(index, {&d, 1}, settled); !done.ok()) return done.status();
+    if (map) continue;  // a device-TLB holds nothing that was not present
+    for (const auto& [sid, device] : domain.devices) {
+      if (device.iommu != index || !device.device_tlb) continue;
+      const vtd::RawDescriptor dev = DeviceTlbDescriptor(sid, range);
+      if (auto done = Submit(index, {&dev, 1}, settled); !done.ok()) return done.status();
+    }
+  }
+  exposure_.Revoke(domain.id, range, ExposureNowNs());
+  return absl::OkStatus();
+}
+
+absl::Status GuestMachineImpl::InvalidateDomain(DmaDomain& domain) {
+  const bool settled = SettledAfter(&domain);
+  for (const auto& [index, tag] : domain.tags) {
+    const IommuDriver& driver = *units_[index].driver;
+    const vtd::RawDescriptor d = vtd::Encode(DomainInvalidation(tag.did, driver.caps()));
+    auto done = Submit(index, {&d, 1}, settled);
+    if (!done.ok()) return done.status();
+    domain.walk_ns_per_table_page =
+        PriceSync(config_.cost_model, done->cost).walk_ns /
+        static_cast<double>(std::max<uint64_t>(1, domain.table->table_pages()));
+    for (const auto& [sid, device] : domain.devices) {
+      if (device.iommu != index || !device.device_tlb) continue;
+      const vtd::RawDescriptor dev = DeviceTlbDescriptor(sid, kEverything);
+      if (auto flushed = Submit(index, {&dev, 1}, settled); !flushed.ok()) {
+        return flushed.status();
+      }
+    }
+  }
+  exposure_.RevokeDomain(domain.id, ExposureNowNs());
+  return absl::OkStatus();
+}
+
+absl::Status GuestMachineImpl::InvalidateGlobally() {
+  for (uint32_t index = 0; index < units_.size(); ++index) {
+    vtd::IotlbInvalidate global = DomainInvalidation(DomainId(0), units_[index].driver->caps());
+    global.granularity = vtd::Granularity::kGlobal;
+    const vtd::RawDescriptor d = vtd::Encode(global);
+    if (auto done = Submit(index, {&d, 1}, SettledAfter(nullptr)); !done.ok()) {
+      return done.status();
+    }
+  }
+  for (const auto& [id, domain] : domains_) exposure_.RevokeDomain(id, ExposureNowNs());
+  return absl::OkStatus();
+}
+
+absl::Status GuestMachineImpl::InvalidatePieces(DmaDomain& domain,
+                                                std::span<const IovaRange> pieces) {
+  const bool settled = SettledAfter(&domain);
+  for (const auto& [index, tag] : domain.tags) {
+    const IommuDriver& driver = *units_[index].driver;
+    std::vector<vtd::RawDescriptor> all;
+    for (const IovaRange& piece : pieces) {
+      all.push_back(RangeDescriptor(driver, tag.did, piece, false));
+      for (const auto& [sid, device] : domain.devices) {
+        if (device.iommu == index && device.device_tlb) {
+          all.push_back(DeviceTlbDescriptor(sid, piece));
+        }
+      }
+    }
+    for (size_t at = 0; at < all.size(); at += IommuDriver::kMaxBatch) {
+      const size_t count = std::min<size_t>(IommuDriver::kMaxBatch, all.size() - at);
+      const bool last = at + count == all.size();
+      auto done = Submit(index, std::span(all).subspan(at, count), settled && last);
+      if (!done.ok()) return done.status();
+      const ModelledCost price = PriceSync(config_.cost_model, done->cost);
+      domain.ns_per_page_descriptor =
+          (price.walk_ns + price.hw_ns) / static_cast<double>(count);
+    }
+  }
+  for (const IovaRange& piece : pieces) exposure_.Revoke(domain.id, piece, ExposureNowNs());
+  return absl::OkStatus();
+}
+
+bool GuestMachineImpl::AdaptiveWantsDomainFlush(DmaDomain& domain, size_t pieces) {
+  const CostModel& model = config_.cost_model;
+  const double submission = model.submission_ns + model.queue_build_ns;
+  const double submissions =
+      static_cast<double>((pieces + IommuDriver::kMaxBatch - 1) / IommuDriver::kMaxBatch);
+  const double by_page = submissions * submission +
+                         static_cast<double>(pieces) * domain.ns_per_page_descriptor;
+  const double whole = submission + model.hw_invalidation_ns +
+                       domain.walk_ns_per_table_page *
+                           static_cast<double>(domain.table->table_pages());
+  if (domain.flush_whole_domain) {
+    if (by_page * kHysteresis < whole) domain.flush_whole_domain = false;
+  } else {
+    if (whole * kHysteresis < by_page) domain.flush_whole_domain = true;
+  }
+  return domain.flush_whole_domain;
+}
+
+absl::Status GuestMachineImpl::FlushQueued(DmaDomain& domain, FlushReason reason) {
+  switch (reason) {
+    case FlushReason::kFull:
+      ++stats_.flushes_full;
+      break;
+    case FlushReason::kTimeout:
+      ++stats_.flushes_timeout;
+      break;
+    case FlushReason::kSync:
+      ++stats_.flushes_sync;
+      break;
+  }
+  if (policy_.effective != Policy::kLazyPsiBatched && policy_.effective != Policy::kAdaptive) {
+    return InvalidateDomain(domain);
+  }
+  std::vector<IovaRange> pieces;
+  for (const IovaRange& range : SortedAndMerged(domain.queue->UnflushedRanges())) {
+    for (const IovaRange& piece :
+         ExactPieces(range, units_.front().driver->caps().max_address_mask())) {
+      pieces.push_back(piece);
+    }
+  }
+  const bool whole = policy_.effective == Policy::kAdaptive
+                         ? AdaptiveWantsDomainFlush(domain, pieces.size())
+                         : pieces.size() > kDomainFlushAbovePieces;
+  return whole ? InvalidateDomain(domain) : InvalidatePieces(domain, pieces);
+}
+
+FlushQueue& GuestMachineImpl::QueueOf(DmaDomain& domain) {
+  if (domain.queue == nullptr) {
+    const FlushQueueShape shape =
+        policy_.effective == Policy::kLazySingle ? kSingleShape : kPerCpuShape;
+    domain.queue = std::make_unique<FlushQueue>(
+        shape, config_.vcpus, config_.hz,
+        [this, &domain](FlushReason reason) ABSL_NO_THREAD_SAFETY_ANALYSIS {
+          return FlushQueued(domain, reason);
+        },
+        [this, &domain](FlushEntry&& entry, uint32_t cpu) ABSL_NO_THREAD_SAFETY_ANALYSIS {
+          ++stats_.flushed_entries;
+          Release(domain, std::move(entry), cpu);
+        });
+  }
+  return *domain.queue;
+}
+
+absl::Status GuestMachineImpl::Defer(DmaDomain& domain, FlushEntry entry, uint32_t vcpu) {
+  if (policy_.effective != Policy::kLazyPsi) {
+    return QueueOf(domain).Add(std::move(entry), vcpu, clock_.NowNs());
+  }
+  // add_unmap: a full table is flushed first; the timer is armed anew after every flush.
+  if (deferred_psi_.size() >= kDeferredPsiEntries) {
+    if (absl::Status status = FlushDeferredPsi(FlushReason::kFull); !status.ok()) return status;
+  }
+  deferred_psi_.push_back({domain.id, std::move(entry)});
+  if (!deferred_psi_timer_ns_) {
+    deferred_psi_timer_ns_ = TimerFiresAtNs(clock_.NowNs(), kDeferredPsiTimeoutMs, config_.hz);
+    deferred_psi_cpu_ = vcpu;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status GuestMachineImpl::FlushDeferredPsi(FlushReason reason) {
+  deferred_psi_timer_ns_.reset();
+  if (deferred_psi_.empty()) return absl::OkStatus();
+  ++(reason == FlushReason::kFull      ? stats_.flushes_full
+     : reason == FlushReason::kTimeout ? stats_.flushes_timeout
+                                       : stats_.flushes_sync);
+  // flush_unmaps: "in caching mode, global flushes turn emulation expensive", so one page-selective
+  // descriptor an entry there and one global flush a unit elsewhere.
+  const bool caching_mode = std::any_of(units_.begin(), units_.end(), [](const Unit& u) {
+    return u.driver->caps().caching_mode();
+  });
+  absl::Status status;
+  if (!caching_mode) status = InvalidateGlobally();
+  size_t done = 0;
+  for (; status.ok() && done < deferred_psi_.size(); ++done) {
+    DeferredPsi& deferred = deferred_psi_[done];
+    const auto found = domains_.find(deferred.domain);
+    if (found == domains_.end()) continue;
+    if (caching_mode) {
+      status = InvalidateRange(*found->second, deferred.entry.range,
+                               deferred.entry.freed_tables.empty(), false);
+      if (!status.ok()) break;
+    }
+    ++stats_.flushed_entries;
+    Release(*found->second, std::move(deferred.entry), deferred_psi_cpu_);
+  }
+  deferred_psi_.erase(deferred_psi_.begin(), deferred_psi_.begin() + static_cast<ptrdiff_t>(done));
+  if (!status.ok()) {
+    deferred_psi_timer_ns_ = TimerFiresAtNs(clock_.NowNs(), kDeferredPsiTimeoutMs, config_.hz);
+  }
+  return status;
+}
+
+void GuestMachineImpl::Release(DmaDomain& domain, FlushEntry&& entry, uint32_t vcpu) {
+  domain.table->FreeTables(entry.freed_tables);
+  if (entry.allocated) domain.iovas->Free(entry.range.first, entry.range.size_bytes(), vcpu);
+}
+
+void GuestMachineImpl::ReleaseUnfinished() {
+  if (unfinished_.empty()) return;
+  for (const Unit& unit : units_) {
+    if (!unit.driver->drained()) return;
+  }
+  for (Unfinished& u : std::exchange(unfinished_, {})) {
+    const auto found = domains_.find(u.domain);
+    if (found == domains_.end()) continue;
+    exposure_.Revoke(u.domain, u.entry.range, ExposureNowNs());
+    Release(*found->second, std::move(u.entry), 0);
+  }
+}
+
+absl::Status GuestMachineImpl::SyncMapsLocked() {
+  if (unsynced_maps_.empty()) return absl::OkStatus();
+  std::map<uint32_t, std::vector<IovaRange>> by_domain;
+  for (const auto& [domain, range] : unsynced_maps_) by_domain[domain].push_back(range);
+  // One submission a unit, whatever the domains in it.
+  std::map<uint32_t, std::vector<vtd::RawDescriptor>> by_unit;
+  std::vector<std::pair<uint32_t, IovaRange>> covered;
+  for (auto& [id, ranges] : by_domain) {
+    const auto found = domains_.find(id);
+    if (found == domains_.end()) continue;
+    for (const IovaRange& merged : SortedAndMerged(std::move(ranges))) {
+      covered.emplace_back(id, merged);
+      for (const auto& [index, tag] : found->second->tags) {
+        const IommuDriver& driver = *units_[index].driver;
+        if (!driver.caps().caching_mode()) continue;
+        for (const IovaRange& piece : ExactPieces(merged, driver.caps().max_address_mask())) {
+          by_unit[index].push_back(RangeDescriptor(driver, tag.did, piece, false));
+        }
+      }
+    }
+  }
+  for (const auto& [index, all] : by_unit) {
+    for (size_t at = 0; at < all.size(); at += IommuDriver::kMaxBatch) {
+      const size_t count = std::min<size_t>(IommuDriver::kMaxBatch, all.size() - at);
+      auto done = Submit(index, std::span(all).subspan(at, count), false);
+      if (!done.ok()) return done.status();
+    }
+  }
+  unsynced_maps_.clear();
+  for (const auto& [id, range] : covered) exposure_.Revoke(id, range, ExposureNowNs());
+  return absl::OkStatus();
+}
+
+absl::Status GuestMachineImpl::SyncMaps() {
+  absl::MutexLock lock(&mu_);
+  BeginOp(op_vcpu_);
+  absl::Status status = SyncMapsLocked();
+  EndOp();
+  return status;
+}
+
+absl::StatusOr<uint64_t> GuestMachineImpl::FlushDeferred() {
+  absl::MutexLock lock(&mu_);
+  return FlushDeferredLocked();
+}
+
+absl::StatusOr<uint64_t> GuestMachineImpl::FlushDeferredLocked() {
+  BeginOp(0);
+  const uint64_t before = stats_.flushed_entries;
+  absl::Status status = SyncMapsLocked();
+  for (auto& [id, domain] : domains_) {
+    if (!status.ok()) break;
+    if (domain->queue != nullptr) status = domain->queue->FlushAll(0);
+  }
+  if (status.ok()) status = FlushDeferredPsi(FlushReason::kSync);
+  EndOp();
+  if (!status.ok()) return status;
+  return stats_.flushed_entries - before;
+}
+
+std::optional<uint64_t> GuestMachineImpl::NextTimerNs() const {
+  absl::MutexLock lock(&mu_);
+  std::optional<uint64_t> next = deferred_psi_timer_ns_;
+  for (const auto& [id, domain] : domains_) {
+    if (domain->queue == nullptr) continue;
+    const std::optional<uint64_t> at = domain->queue->timer_ns();
+    if (at && (!next || *at < *next)) next = at;
+  }
+  return next;
+}
+
+absl::Status GuestMachineImpl::RunTimers() {
+  absl::MutexLock lock(&mu_);
+  const uint64_t now = clock_.NowNs();
+  // A timer that re-arms within this call fires after `now`, so each fires at most once.
+  if (deferred_psi_timer_ns_ && *deferred_psi_timer_ns_ <= now) {
+    BeginOp(deferred_psi_cpu_);
+    absl::Status status = FlushDeferredPsi(FlushReason::kTimeout);
+    EndOp();
+    if (!status.ok()) return status;
+  }
+  for (auto& [id, domain] : domains_) {
+    if (domain->queue == nullptr) continue;
+    const std::optional<uint64_t> at = domain->queue->timer_ns();
+    if (!at || *at > now) continue;
+    BeginOp(domain->queue->timer_cpu());
+    absl::Status status = domain->queue->OnTimer(now);
+    EndOp();
+    if (!status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace viommu
