@@ -66,6 +66,7 @@ class Run {
     // Timers that fall due while the last operation still runs belong to the
     // run.
     if (absl::Status s = AdvanceTo(end_ns); !s.ok()) return s;
+    if (absl::Status s = machine_.SyncMaps(); EndsRun(s)) return s;
     if (options_.progress) options_.progress(done, source_.total_ops());
     result_.wall_seconds = std::chrono::duration<double>(
                                std::chrono::steady_clock::now() - wall_start)
@@ -80,6 +81,14 @@ class Run {
   // Moves the clock to `time_ns`, running the timers on the way each at its own
   // moment.
   absl::Status AdvanceTo(uint64_t time_ns) {
+    // A driver tells its device about what it mapped before time goes on:
+    // merged map-time invalidations end here at the latest.
+    if (maps_open_ && time_ns > clock_.NowNs()) {
+      maps_open_ = false;
+      absl::Status status = machine_.SyncMaps();
+      if (EndsRun(status)) return status;
+      if (!status.ok()) ++result_.failed_ops;
+    }
     for (;;) {
       const std::optional<uint64_t> timer = machine_.NextTimerNs();
       if (!timer || *timer > time_ns) break;
@@ -146,6 +155,7 @@ class Run {
           machine_.MapAt(domain, list.first, list.segments, op.access, op.cpu);
     }
     list.segments.clear();
+    maps_open_ = true;
     Spend(op.cpu);
     return status;
   }
@@ -298,8 +308,9 @@ class Run {
   RunResult result_;
   GuestStats before_;  // counts up to the building of the resident set
   bool resident_built_ = false;
-  absl::Status resident_;  // an error ends the run: without the set it answers
-                           // another question
+  bool maps_open_ = false;  // maps were made since the last SyncMaps
+  absl::Status resident_;   // an error ends the run: without the set it answers
+                            // another question
   double resident_wall_seconds_ = 0;
   std::vector<uint64_t> vcpu_ready_ns_;
   std::vector<OpenList> lists_;  // by vCPU
