@@ -1,5 +1,4 @@
-// The shortest wire: a virtual unit's descriptors applied to a session of the
-// same process.
+// The shortest wire: a virtual unit's descriptors applied to a session of the same process.
 #ifndef VIOMMU_IOMMU_CORE_LOAD_IN_PROCESS_SINK_H_
 #define VIOMMU_IOMMU_CORE_LOAD_IN_PROCESS_SINK_H_
 
@@ -16,24 +15,21 @@
 
 namespace viommu {
 
-// For tests and benchmarks: no process boundary, so wall times say nothing
-// about one.
+// For tests and benchmarks: no process boundary, so wall times say nothing about one.
 class InProcessSink final : public InvalidationSink {
  public:
   // `session` outlives the sink.
   explicit InProcessSink(HypervisorSession& session) : session_(session) {}
 
   absl::StatusOr<uint64_t> Post(std::span<const vtd::RawDescriptor> descriptors,
-                                std::span<const DeviceTouch> touches,
-                                bool settled) override {
+                                std::span<const DeviceTouch> touches, bool settled) override {
     SinkCompletion completion = session_.Apply(descriptors, touches, settled);
     absl::MutexLock lock(&mutex_);
     done_.emplace_back(++last_ticket_, std::move(completion));
     return last_ticket_;
   }
 
-  absl::StatusOr<SinkCompletion> Await(uint64_t ticket,
-                                       absl::Duration) override {
+  absl::StatusOr<SinkCompletion> Await(uint64_t ticket, absl::Duration) override {
     absl::MutexLock lock(&mutex_);
     for (auto it = done_.begin(); it != done_.end(); ++it) {
       if (it->first != ticket) continue;
@@ -48,10 +44,8 @@ class InProcessSink final : public InvalidationSink {
     return session_.UpdateRegisters(registers);
   }
 
-  absl::Status UpdateDevice(SourceId sid, bool present,
-                            bool has_device_tlb) override {
-    return present ? session_.AddDevice(sid, has_device_tlb)
-                   : session_.RemoveDevice(sid);
+  absl::Status UpdateDevice(SourceId sid, bool present, bool has_device_tlb) override {
+    return present ? session_.AddDevice(sid, has_device_tlb) : session_.RemoveDevice(sid);
   }
 
  private:

@@ -10,8 +10,7 @@
 
 namespace viommu {
 
-absl::StatusOr<std::unique_ptr<LineReader>> LineReader::Open(
-    const std::string& path) {
+absl::StatusOr<std::unique_ptr<LineReader>> LineReader::Open(const std::string& path) {
   struct stat info;
   if (stat(path.c_str(), &info) != 0) {
     return absl::NotFoundError(absl::StrCat(path, ": ", std::strerror(errno)));
@@ -37,18 +36,15 @@ bool LineReader::Fill() {
   end_ -= begin_;
   begin_ = 0;
   gzFile file = static_cast<gzFile>(file_);
-  const int got = gzread(file, buffer_.data() + end_,
-                         static_cast<unsigned>(buffer_.size() - end_));
-  // zlib gives what it could unpack of a truncated stream and reports
-  // Z_BUF_ERROR beside it.
+  const int got = gzread(file, buffer_.data() + end_, static_cast<unsigned>(buffer_.size() - end_));
+  // zlib gives what it could unpack of a truncated stream and reports Z_BUF_ERROR beside it.
   int error = Z_OK;
   const char* text = gzerror(file, &error);
   if (got < 0 || (error != Z_OK && error != Z_STREAM_END)) {
     status_ = absl::InvalidArgumentError(
         error == Z_BUF_ERROR
             ? absl::StrCat(path_, ": truncated gzip after line ", line_number_)
-            : absl::StrCat(path_, ": damaged gzip after line ", line_number_,
-                           ": ", text));
+            : absl::StrCat(path_, ": damaged gzip after line ", line_number_, ": ", text));
     at_end_ = true;
     return false;
   }
@@ -69,8 +65,7 @@ bool LineReader::Next(absl::string_view* line) {
     const char* start = buffer_.data() + begin_;
     const void* newline = std::memchr(start, '\n', end_ - begin_);
     if (newline != nullptr) {
-      const size_t length =
-          static_cast<size_t>(static_cast<const char*>(newline) - start);
+      const size_t length = static_cast<size_t>(static_cast<const char*>(newline) - start);
       *line = absl::string_view(start, length);
       begin_ += length + 1;
       ++line_number_;
@@ -78,9 +73,9 @@ bool LineReader::Next(absl::string_view* line) {
       if (length <= kMaxLineBytes) return true;
     }
     if (newline != nullptr || end_ - begin_ > kMaxLineBytes) {
-      status_ = absl::InvalidArgumentError(absl::StrCat(
-          path_, ": a line of more than ", kMaxLineBytes, " bytes after line ",
-          line_number_, ": this is no trace text"));
+      status_ = absl::InvalidArgumentError(absl::StrCat(path_, ": a line of more than ",
+                                                        kMaxLineBytes, " bytes after line ",
+                                                        line_number_, ": this is no trace text"));
       return false;
     }
     if (Fill()) continue;

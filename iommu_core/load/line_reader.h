@@ -21,28 +21,23 @@ inline constexpr uint64_t kMaxTextBytes = uint64_t{8} << 30;
 class LineReader {
  public:
   // NotFound / InvalidArgument name the file.
-  static absl::StatusOr<std::unique_ptr<LineReader>> Open(
-      const std::string& path);
+  static absl::StatusOr<std::unique_ptr<LineReader>> Open(const std::string& path);
   ~LineReader();
   LineReader(const LineReader&) = delete;
   LineReader& operator=(const LineReader&) = delete;
 
-  // The next line without its newline, valid until the next call; false at the
-  // end of the file or on an error, which status() then holds.
+  // The next line without its newline, valid until the next call; false at the end of the file or
+  // on an error, which status() then holds.
   bool Next(absl::string_view* line);
-  // InvalidArgument with the line number: the gzip stream is truncated or
-  // damaged, a line is longer than kMaxLineBytes, the text longer than
-  // kMaxTextBytes.
+  // InvalidArgument with the line number: the gzip stream is truncated or damaged, a line is longer
+  // than kMaxLineBytes, the text longer than kMaxTextBytes.
   const absl::Status& status() const { return status_; }
-  uint64_t line_number() const {
-    return line_number_;
-  }  // of the last line, from 1
+  uint64_t line_number() const { return line_number_; }  // of the last line, from 1
   // The last line that Next gave ended with a newline.
   bool line_complete() const { return line_complete_; }
 
  private:
-  LineReader(std::string path, void* file)
-      : path_(std::move(path)), file_(file) {}
+  LineReader(std::string path, void* file) : path_(std::move(path)), file_(file) {}
   bool Fill();
 
   const std::string path_;

@@ -1,6 +1,5 @@
-// One operation of a load: what a driver or the IOMMU core did, with the time
-// and CPU it was done at. Traces parse into these; synthetic loads produce
-// them; the runner executes them.
+// One operation of a load: what a driver or the IOMMU core did, with the time and CPU it was done
+// at. Traces parse into these; synthetic loads produce them; the runner executes them.
 #ifndef VIOMMU_IOMMU_CORE_LOAD_LOAD_OP_H_
 #define VIOMMU_IOMMU_CORE_LOAD_LOAD_OP_H_
 
@@ -19,8 +18,7 @@ struct LoadOp {
     kDomainFree,  // domain ends with all its mappings
   };
   Kind kind = Kind::kMap;
-  bool list_continues =
-      false;  // map: the next map of this CPU belongs to the same list
+  bool list_continues = false;  // map: the next map of this CPU belongs to the same list
   bool choose_iova = false;
   bool device_tlb = false;  // attach: the device has a device-TLB (ATS)
   Access access = kReadWrite;
@@ -31,8 +29,7 @@ struct LoadOp {
   Iova iova;
   GuestPhys guest_pa;
   uint64_t size_bytes = 0;
-  // With `choose_iova`: names the mapping, so that the unmap finds the IOVA its
-  // map got.
+  // With `choose_iova`: names the mapping, so that the unmap finds the IOVA its map got.
   uint64_t tag = 0;
 };
 

@@ -19,8 +19,7 @@
 namespace viommu {
 namespace {
 
-static_assert(std::endian::native == std::endian::little,
-              "images are little-endian");
+static_assert(std::endian::native == std::endian::little, "images are little-endian");
 
 constexpr absl::string_view kMagic = "VTDPGS01";
 constexpr size_t kRecordHeaderBytes = 16;
@@ -37,21 +36,18 @@ class ImageReader {
   absl::StatusOr<MemoryImage> Read() {
     struct stat info;
     if (stat(path_.c_str(), &info) != 0) {
-      return absl::NotFoundError(
-          absl::StrCat(path_, ": ", std::strerror(errno)));
+      return absl::NotFoundError(absl::StrCat(path_, ": ", std::strerror(errno)));
     }
     if (!S_ISREG(info.st_mode)) return Bad("is no memory image: not a file");
     file_ = gzopen(path_.c_str(), "rb");
     if (file_ == nullptr) {
-      return absl::NotFoundError(
-          absl::StrCat(path_, ": ", std::strerror(errno)));
+      return absl::NotFoundError(absl::StrCat(path_, ": ", std::strerror(errno)));
     }
     gzbuffer(file_, 1 << 17);
     std::array<std::byte, kPageSize> page;
     absl::StatusOr<size_t> got = Take(std::span(page).first(kMagic.size()));
     if (!got.ok()) return got.status();
-    if (*got == kMagic.size() &&
-        std::memcmp(page.data(), kMagic.data(), kMagic.size()) == 0) {
+    if (*got == kMagic.size() && std::memcmp(page.data(), kMagic.data(), kMagic.size()) == 0) {
       return ReadSparse();
     }
     return ReadFlat(page, *got);
@@ -70,8 +66,7 @@ class ImageReader {
 
   // Fills `out` as far as the file goes.
   absl::StatusOr<size_t> Take(std::span<std::byte> out) {
-    const int got =
-        gzread(file_, out.data(), static_cast<unsigned>(out.size()));
+    const int got = gzread(file_, out.data(), static_cast<unsigned>(out.size()));
     int error = Z_OK;
     gzerror(file_, &error);
     if (error == Z_BUF_ERROR) return Bad("is truncated (gzip)");
@@ -101,9 +96,8 @@ class ImageReader {
         return Bad(absl::StrCat("is truncated in record ", records.size()));
       }
       if (!IsAligned(record.address, kPageSize) || record.address >> 52 != 0) {
-        return Bad(
-            absl::StrFormat("is no memory image: record %d has address %#x",
-                            records.size(), record.address));
+        return Bad(absl::StrFormat("is no memory image: record %d has address %#x", records.size(),
+                                   record.address));
       }
       if (records.size() >= kMaxImagePages) {
         return Bad(absl::StrCat("has more than ", kMaxImagePages, " pages"));
@@ -111,16 +105,14 @@ class ImageReader {
       records.push_back(record);
     }
     if (records.empty()) return Bad("is no memory image: no page in it");
-    std::sort(
-        records.begin(), records.end(),
-        [](const Record& a, const Record& b) { return a.address < b.address; });
+    std::sort(records.begin(), records.end(),
+              [](const Record& a, const Record& b) { return a.address < b.address; });
     MemoryImage image;
     image.sparse = true;
     std::vector<SparseMemory::Ram> ram;
     for (const Record& record : records) {
       if (!image.pages.empty() && image.pages.back() == record.address) {
-        return Bad(absl::StrFormat(
-            "is no memory image: page %#x is in it twice", record.address));
+        return Bad(absl::StrFormat("is no memory image: page %#x is in it twice", record.address));
       }
       image.pages.push_back(record.address);
       const PhysAddr first(record.address);
@@ -148,14 +140,11 @@ class ImageReader {
       const size_t total = filled + *got;
       if (total == 0) break;
       if (total != kPageSize) {
-        return Bad(
-            "is no memory image: neither VTDPGS01 nor whole 4 KiB pages");
+        return Bad("is no memory image: neither VTDPGS01 nor whole 4 KiB pages");
       }
-      if (std::any_of(page.begin(), page.end(),
-                      [](std::byte b) { return b != std::byte{0}; })) {
+      if (std::any_of(page.begin(), page.end(), [](std::byte b) { return b != std::byte{0}; })) {
         if (records.size() >= kMaxImagePages) {
-          return Bad(absl::StrCat("has more than ", kMaxImagePages,
-                                  " pages that are not zero"));
+          return Bad(absl::StrCat("has more than ", kMaxImagePages, " pages that are not zero"));
         }
         records.push_back({address, page});
       }

@@ -1,5 +1,4 @@
-// Random numbers that are the same on every machine and in every standard
-// library.
+// Random numbers that are the same on every machine and in every standard library.
 #ifndef VIOMMU_IOMMU_CORE_LOAD_RANDOM_H_
 #define VIOMMU_IOMMU_CORE_LOAD_RANDOM_H_
 

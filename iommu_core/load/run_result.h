@@ -1,5 +1,4 @@
-// What one run of one load under one policy and strategy cost: the counts of a
-// `compare` row.
+// What one run of one load under one policy and strategy cost: the counts of a `compare` row.
 #ifndef VIOMMU_IOMMU_CORE_LOAD_RUN_RESULT_H_
 #define VIOMMU_IOMMU_CORE_LOAD_RUN_RESULT_H_
 
@@ -10,8 +9,8 @@
 
 namespace viommu {
 
-// Totals over the measured part (the resident live set is built before it).
-// Times without `wall` are on the virtual clock.
+// Totals over the measured part (the resident live set is built before it). Times without `wall`
+// are on the virtual clock.
 struct RunResult {
   uint64_t maps = 0;
   uint64_t unmaps = 0;
@@ -29,13 +28,10 @@ struct RunResult {
   uint64_t flushes_sync = 0;
   SyncCost sync;
   uint64_t pinned_pages_max = 0;
-  uint64_t refused_pages =
-      0;  // maps refused by a limit and still waiting at the end
-  double stale_page_seconds =
-      0;  // sum over unmapped pages of (revoked - unmapped)
+  uint64_t refused_pages = 0;     // maps refused by a limit and still waiting at the end
+  double stale_page_seconds = 0;  // sum over unmapped pages of (revoked - unmapped)
   double stale_age_max_seconds = 0;
-  uint64_t stale_dma_hits =
-      0;  // device touches after unmap returned that still succeeded
+  uint64_t stale_dma_hits = 0;  // device touches after unmap returned that still succeeded
   uint64_t reused_while_stale_pages = 0;
   ModelledCost modelled;  // priced counts, all vCPUs
   double modelled_ns_total = 0;

@@ -12,8 +12,7 @@ namespace viommu {
 namespace {
 
 constexpr uint64_t kProgressEvery = 1024;
-// A list longer than this is no scatter-gather list but a source that never
-// ends one.
+// A list longer than this is no scatter-gather list but a source that never ends one.
 constexpr size_t kMaxListSegments = 4096;
 constexpr int kDmaMaskBits = 64;
 
@@ -30,8 +29,7 @@ struct OpenList {
 
 class Run {
  public:
-  Run(LoadSource& source, GuestMachine& machine, VirtualClock& clock,
-      const RunOptions& options)
+  Run(LoadSource& source, GuestMachine& machine, VirtualClock& clock, const RunOptions& options)
       : source_(source),
         machine_(machine),
         clock_(clock),
@@ -47,8 +45,7 @@ class Run {
     uint64_t end_ns = 0;
     while (std::optional<LoadOp> op = source_.Next(vcpu_ready_ns_)) {
       if (op->cpu >= vcpu_ready_ns_.size()) {
-        return absl::InternalError(
-            "the load names a CPU that it does not have");
+        return absl::InternalError("the load names a CPU that it does not have");
       }
       if (absl::Status s = AdvanceTo(op->time_ns); !s.ok()) return s;
       if (!first_ns) first_ns = clock_.NowNs();
@@ -58,28 +55,23 @@ class Run {
       if (!status.ok()) ++result_.failed_ops;
       end_ns = std::max({end_ns, clock_.NowNs(), vcpu_ready_ns_[op->cpu]});
       if (++done % kProgressEvery == 0) {
-        if (options_.cancelled && options_.cancelled())
-          return absl::CancelledError("cancelled");
+        if (options_.cancelled && options_.cancelled()) return absl::CancelledError("cancelled");
         if (options_.progress) options_.progress(done, source_.total_ops());
       }
     }
-    // Timers that fall due while the last operation still runs belong to the
-    // run.
+    // Timers that fall due while the last operation still runs belong to the run.
     if (absl::Status s = AdvanceTo(end_ns); !s.ok()) return s;
     if (absl::Status s = machine_.SyncMaps(); EndsRun(s)) return s;
     if (options_.progress) options_.progress(done, source_.total_ops());
-    result_.wall_seconds = std::chrono::duration<double>(
-                               std::chrono::steady_clock::now() - wall_start)
-                               .count() -
-                           resident_wall_seconds_;
-    result_.virtual_seconds =
-        first_ns ? 1e-9 * static_cast<double>(end_ns - *first_ns) : 0;
+    result_.wall_seconds =
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - wall_start).count() -
+        resident_wall_seconds_;
+    result_.virtual_seconds = first_ns ? 1e-9 * static_cast<double>(end_ns - *first_ns) : 0;
     return Total();
   }
 
  private:
-  // Moves the clock to `time_ns`, running the timers on the way each at its own
-  // moment.
+  // Moves the clock to `time_ns`, running the timers on the way each at its own moment.
   absl::Status AdvanceTo(uint64_t time_ns) {
     // A driver tells its device about what it mapped before time goes on:
     // merged map-time invalidations end here at the latest.
@@ -125,8 +117,7 @@ class Run {
             machine_.AttachDevice(*domain, op.source_id, 0, op.device_tlb);
         if (!did.ok()) return did.status();
         devices_[op.source_id.value()] = op.domain;
-        if (op.domain == source_.busiest_domain())
-          resident_ = BuildResident(*domain);
+        if (op.domain == source_.busiest_domain()) resident_ = BuildResident(*domain);
         return resident_;
       }
       case LoadOp::Kind::kDetach:
@@ -142,17 +133,14 @@ class Run {
     OpenList& list = lists_[op.cpu];
     if (list.segments.empty()) list.first = op.iova;
     list.segments.push_back({op.guest_pa, op.size_bytes});
-    if (op.list_continues && list.segments.size() < kMaxListSegments)
-      return absl::OkStatus();
+    if (op.list_continues && list.segments.size() < kMaxListSegments) return absl::OkStatus();
     absl::Status status;
     if (op.choose_iova) {
-      absl::StatusOr<Iova> iova =
-          machine_.Map(domain, list.segments, op.access, op.cpu);
+      absl::StatusOr<Iova> iova = machine_.Map(domain, list.segments, op.access, op.cpu);
       status = iova.status();
       if (iova.ok()) mapped_[op.tag] = *iova;
     } else {
-      status =
-          machine_.MapAt(domain, list.first, list.segments, op.access, op.cpu);
+      status = machine_.MapAt(domain, list.first, list.segments, op.access, op.cpu);
     }
     list.segments.clear();
     maps_open_ = true;
@@ -164,30 +152,26 @@ class Run {
     Iova iova = op.iova;
     if (op.choose_iova) {
       const auto it = mapped_.find(op.tag);
-      if (it == mapped_.end())
-        return absl::FailedPreconditionError("its map had failed");
+      if (it == mapped_.end()) return absl::FailedPreconditionError("its map had failed");
       iova = it->second;
       mapped_.erase(it);
     }
     const auto start = std::chrono::steady_clock::now();
-    absl::StatusOr<UnmapOutcome> outcome =
-        machine_.Unmap(domain, iova, op.size_bytes, op.cpu);
-    unmap_wall_ns_.push_back(static_cast<uint32_t>(
-        std::min<int64_t>(std::chrono::duration_cast<std::chrono::nanoseconds>(
-                              std::chrono::steady_clock::now() - start)
-                              .count(),
-                          ~uint32_t{0})));
+    absl::StatusOr<UnmapOutcome> outcome = machine_.Unmap(domain, iova, op.size_bytes, op.cpu);
+    unmap_wall_ns_.push_back(static_cast<uint32_t>(std::min<int64_t>(
+        std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() -
+                                                             start)
+            .count(),
+        ~uint32_t{0})));
     Spend(op.cpu);
     if (!outcome.ok()) return outcome.status();
-    // A read: what is mapped for a device can be read in second-stage tables
-    // that Linux writes.
+    // A read: what is mapped for a device can be read in second-stage tables that Linux writes.
     if (options_.touch_after_unmap) machine_.QueueTouch(domain, iova, false);
     return absl::OkStatus();
   }
 
   absl::Status Free(const LoadOp& op, uint32_t domain) {
-    // Linux frees a domain after its devices left; a trace may not show them
-    // leaving.
+    // Linux frees a domain after its devices left; a trace may not show them leaving.
     absl::Status first;
     for (auto it = devices_.begin(); it != devices_.end();) {
       if (it->second != op.domain) {
@@ -207,43 +191,35 @@ class Run {
     // A recorded time already holds what the recorded machine took.
     if (source_.fixed_times()) return;
     vcpu_ready_ns_[cpu] =
-        clock_.NowNs() +
-        static_cast<uint64_t>(std::llround(machine_.last_op_modelled_ns()));
+        clock_.NowNs() + static_cast<uint64_t>(std::llround(machine_.last_op_modelled_ns()));
   }
 
-  // Its cost is kept out of the totals: the counts so far are set aside and the
-  // counters start again after it.
+  // Its cost is kept out of the totals: the counts so far are set aside and the counters start
+  // again after it.
   absl::Status BuildResident(uint32_t domain) {
     if (resident_built_ || options_.live_pages == 0) return absl::OkStatus();
     resident_built_ = true;
-    const std::optional<Iova> place =
-        source_.ResidentPlace(options_.live_pages * kPageSize,
-                              Iova(uint64_t{1} << options_.address_width));
+    const std::optional<Iova> place = source_.ResidentPlace(
+        options_.live_pages * kPageSize, Iova(uint64_t{1} << options_.address_width));
     if (!place) {
-      return absl::ResourceExhaustedError(
-          "no address space is free for the resident live set");
+      return absl::ResourceExhaustedError("no address space is free for the resident live set");
     }
     const auto start = std::chrono::steady_clock::now();
     before_ = machine_.stats();
-    absl::Status status =
-        machine_.MapResident(domain, *place, options_.live_pages);
+    absl::Status status = machine_.MapResident(domain, *place, options_.live_pages);
     machine_.ResetStats();
     resident_wall_seconds_ =
-        std::chrono::duration<double>(std::chrono::steady_clock::now() - start)
-            .count();
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     if (status.ok()) return status;
     return absl::Status(status.code(),
-                        "the resident live set cannot be built: " +
-                            std::string(status.message()));
+                        "the resident live set cannot be built: " + std::string(status.message()));
   }
 
   absl::StatusOr<RunResult> Total() {
     const GuestStats after = machine_.stats();
-    // The clock stands still: what is stale now is aged up to the end of the
-    // run by flushing it here. The flush itself is in no count but the
-    // exposure's and the oracle's.
-    if (absl::StatusOr<uint64_t> flushed = machine_.FlushDeferred();
-        !flushed.ok()) {
+    // The clock stands still: what is stale now is aged up to the end of the run by flushing it
+    // here. The flush itself is in no count but the exposure's and the oracle's.
+    if (absl::StatusOr<uint64_t> flushed = machine_.FlushDeferred(); !flushed.ok()) {
       if (EndsRun(flushed.status())) return flushed.status();
       ++result_.failed_ops;
     }
@@ -255,33 +231,23 @@ class Run {
     r.pages_mapped = before_.pages_mapped + after.pages_mapped;
     r.pages_unmapped = before_.pages_unmapped + after.pages_unmapped;
     r.exits = before_.submissions + after.submissions;
-    r.descriptors_iotlb_page =
-        before_.descriptors_iotlb_page + after.descriptors_iotlb_page;
-    r.descriptors_iotlb_domain =
-        before_.descriptors_iotlb_domain + after.descriptors_iotlb_domain;
-    r.descriptors_iotlb_global =
-        before_.descriptors_iotlb_global + after.descriptors_iotlb_global;
-    r.descriptors_context =
-        before_.descriptors_context + after.descriptors_context;
-    r.descriptors_device_tlb =
-        before_.descriptors_device_tlb + after.descriptors_device_tlb;
+    r.descriptors_iotlb_page = before_.descriptors_iotlb_page + after.descriptors_iotlb_page;
+    r.descriptors_iotlb_domain = before_.descriptors_iotlb_domain + after.descriptors_iotlb_domain;
+    r.descriptors_iotlb_global = before_.descriptors_iotlb_global + after.descriptors_iotlb_global;
+    r.descriptors_context = before_.descriptors_context + after.descriptors_context;
+    r.descriptors_device_tlb = before_.descriptors_device_tlb + after.descriptors_device_tlb;
     r.descriptors_wait = before_.descriptors_wait + after.descriptors_wait;
     r.flushes_full = before_.flushes_full + after.flushes_full;
     r.flushes_timeout = before_.flushes_timeout + after.flushes_timeout;
     r.flushes_sync = before_.flushes_sync + after.flushes_sync;
     r.sync = before_.sync;
     r.sync += after.sync;
-    r.sync.shadow_mismatches =
-        before_.sync.shadow_mismatches + closed.sync.shadow_mismatches;
-    r.sync.verified_pages =
-        before_.sync.verified_pages + closed.sync.verified_pages;
-    r.stale_page_seconds =
-        before_.stale_page_seconds + closed.stale_page_seconds;
-    r.stale_age_max_seconds =
-        std::max(before_.stale_age_max_seconds, closed.stale_age_max_seconds);
+    r.sync.shadow_mismatches = before_.sync.shadow_mismatches + closed.sync.shadow_mismatches;
+    r.sync.verified_pages = before_.sync.verified_pages + closed.sync.verified_pages;
+    r.stale_page_seconds = before_.stale_page_seconds + closed.stale_page_seconds;
+    r.stale_age_max_seconds = std::max(before_.stale_age_max_seconds, closed.stale_age_max_seconds);
     r.stale_dma_hits = before_.stale_dma_hits + closed.stale_dma_hits;
-    r.reused_while_stale_pages =
-        before_.reused_while_stale_pages + after.reused_while_stale_pages;
+    r.reused_while_stale_pages = before_.reused_while_stale_pages + after.reused_while_stale_pages;
     r.modelled = before_.modelled;
     r.modelled += after.modelled;
     r.modelled_ns_total = r.modelled.total();
@@ -293,10 +259,8 @@ class Run {
   // Nearest rank; reorders the samples.
   double Percentile(double fraction) {
     if (unmap_wall_ns_.empty()) return 0;
-    const double rank =
-        std::ceil(fraction * static_cast<double>(unmap_wall_ns_.size()));
-    const auto nth = unmap_wall_ns_.begin() +
-                     static_cast<std::ptrdiff_t>(std::max(rank, 1.0)) - 1;
+    const double rank = std::ceil(fraction * static_cast<double>(unmap_wall_ns_.size()));
+    const auto nth = unmap_wall_ns_.begin() + static_cast<std::ptrdiff_t>(std::max(rank, 1.0)) - 1;
     std::nth_element(unmap_wall_ns_.begin(), nth, unmap_wall_ns_.end());
     return *nth;
   }
@@ -313,19 +277,16 @@ class Run {
                             // another question
   double resident_wall_seconds_ = 0;
   std::vector<uint64_t> vcpu_ready_ns_;
-  std::vector<OpenList> lists_;  // by vCPU
-  absl::flat_hash_map<uint32_t, uint32_t>
-      domains_;  // index of the load -> handle of the machine
-  absl::flat_hash_map<uint16_t, uint32_t>
-      devices_;  // attached requester id -> index
-  absl::flat_hash_map<uint64_t, Iova> mapped_;  // tag -> IOVA that its map got
+  std::vector<OpenList> lists_;                      // by vCPU
+  absl::flat_hash_map<uint32_t, uint32_t> domains_;  // index of the load -> handle of the machine
+  absl::flat_hash_map<uint16_t, uint32_t> devices_;  // attached requester id -> index
+  absl::flat_hash_map<uint64_t, Iova> mapped_;       // tag -> IOVA that its map got
   std::vector<uint32_t> unmap_wall_ns_;
 };
 
 }  // namespace
 
-absl::StatusOr<RunResult> RunLoad(LoadSource& source, GuestMachine& machine,
-                                  VirtualClock& clock,
+absl::StatusOr<RunResult> RunLoad(LoadSource& source, GuestMachine& machine, VirtualClock& clock,
                                   const RunOptions& options) {
   return Run(source, machine, clock, options).Execute();
 }

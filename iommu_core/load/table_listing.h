@@ -1,5 +1,4 @@
-// Lists what a guest's tables, or a shadow, let each device reach, in maximal
-// contiguous pieces.
+// Lists what a guest's tables, or a shadow, let each device reach, in maximal contiguous pieces.
 #ifndef VIOMMU_IOMMU_CORE_LOAD_TABLE_LISTING_H_
 #define VIOMMU_IOMMU_CORE_LOAD_TABLE_LISTING_H_
 
@@ -21,8 +20,7 @@ inline constexpr uint64_t kMaxListingEntries = uint64_t{1} << 28;
 // A device that has a context entry.
 struct ListedDevice {
   SourceId source_id;
-  vtd::FaultReason reason =
-      vtd::FaultReason::kNone;  // not kNone: its entry is not usable
+  vtd::FaultReason reason = vtd::FaultReason::kNone;  // not kNone: its entry is not usable
   vtd::ContextEntry entry;
 };
 
@@ -39,17 +37,17 @@ struct ListedMapping {
 // "0000:00:03.0"
 std::string BdfName(SourceId sid);
 
-// Every device whose context entry is present, ascending; entries that fault
-// are listed with their reason. `root_table` as RTADDR points to it.
-std::vector<ListedDevice> ListDevices(const PhysicalMemory& memory,
-                                      const WalkRules& rules,
+// Every device whose context entry is present, ascending; entries that fault are listed with their
+// reason. `root_table` as RTADDR points to it.
+std::vector<ListedDevice> ListDevices(const PhysicalMemory& memory, const WalkRules& rules,
                                       PhysAddr root_table);
 
-// Walks the tables of every device of the list (only `only`, if given) with the
-// reference walk. ResourceExhausted: more entries than kMaxListingEntries.
-absl::StatusOr<std::vector<ListedMapping>> ListMappings(
-    const PhysicalMemory& memory, const WalkRules& rules,
-    const std::vector<ListedDevice>& devices, std::optional<SourceId> only);
+// Walks the tables of every device of the list (only `only`, if given) with the reference walk.
+// ResourceExhausted: more entries than kMaxListingEntries.
+absl::StatusOr<std::vector<ListedMapping>> ListMappings(const PhysicalMemory& memory,
+                                                        const WalkRules& rules,
+                                                        const std::vector<ListedDevice>& devices,
+                                                        std::optional<SourceId> only);
 
 // Appends `next` to `list`, or grows its last entry if `next` continues it.
 void AppendMapping(std::vector<ListedMapping>& list, const ListedMapping& next);

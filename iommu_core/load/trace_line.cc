@@ -19,8 +19,7 @@ std::optional<uint64_t> TakeDecimal(absl::string_view* text) {
   size_t n = 0;
   uint64_t value = 0;
   for (; n < text->size() && IsDigit((*text)[n]); ++n) {
-    if (value > (std::numeric_limits<uint64_t>::max() - 9) / 10)
-      return std::nullopt;
+    if (value > (std::numeric_limits<uint64_t>::max() - 9) / 10) return std::nullopt;
     value = value * 10 + static_cast<uint64_t>((*text)[n] - '0');
   }
   if (n == 0) return std::nullopt;
@@ -31,8 +30,7 @@ std::optional<uint64_t> TakeDecimal(absl::string_view* text) {
 // "107.451977:" or with nine digits; leaves what follows the colon.
 std::optional<uint64_t> TakeTime(absl::string_view* text) {
   const std::optional<uint64_t> seconds = TakeDecimal(text);
-  if (!seconds || *seconds > 1'000'000'000 || !absl::ConsumePrefix(text, "."))
-    return std::nullopt;
+  if (!seconds || *seconds > 1'000'000'000 || !absl::ConsumePrefix(text, ".")) return std::nullopt;
   uint64_t fraction = 0;
   size_t n = 0;
   for (; n < text->size() && n < 9 && IsDigit((*text)[n]); ++n) {
@@ -50,10 +48,9 @@ bool ParseTask(absl::string_view head, TraceLine* out) {
   if (absl::EndsWith(head, ")")) {
     const size_t open = head.rfind('(');
     if (open == kNone) return false;
-    const absl::string_view tgid = absl::StripAsciiWhitespace(
-        head.substr(open + 1, head.size() - open - 2));
-    if (tgid.empty() || tgid.find_first_not_of("0123456789-") != kNone)
-      return false;
+    const absl::string_view tgid =
+        absl::StripAsciiWhitespace(head.substr(open + 1, head.size() - open - 2));
+    if (tgid.empty() || tgid.find_first_not_of("0123456789-") != kNone) return false;
     head = absl::StripTrailingAsciiWhitespace(head.substr(0, open));
   }
   size_t digits = head.size();
@@ -65,8 +62,7 @@ bool ParseTask(absl::string_view head, TraceLine* out) {
   }
   absl::string_view pid = head.substr(digits);
   const std::optional<uint64_t> value = TakeDecimal(&pid);
-  if (!value || *value > std::numeric_limits<int32_t>::max() || digits == 0)
-    return false;
+  if (!value || *value > std::numeric_limits<int32_t>::max() || digits == 0) return false;
   if (head[digits - 1] != '-' && head[digits - 1] != ' ') return false;
   out->pid = static_cast<int64_t>(*value);
   out->comm = absl::StripAsciiWhitespace(head.substr(0, digits - 1));
@@ -79,20 +75,17 @@ bool ParseTail(absl::string_view tail, TraceLine* out) {
   tail = absl::StripLeadingAsciiWhitespace(tail);
   if (!tail.empty() && !IsDigit(tail[0])) {
     const size_t space = tail.find(' ');
-    // Four to six flags ("dN.1.", "..Zff"), then perhaps the delay mark of
-    // irqsoff.
+    // Four to six flags ("dN.1.", "..Zff"), then perhaps the delay mark of irqsoff.
     if (space == kNone || space > 8) return false;
     tail = absl::StripLeadingAsciiWhitespace(tail.substr(space));
-    while (!tail.empty() &&
-           (tail[0] == '+' || tail[0] == '!' || tail[0] == '#')) {
+    while (!tail.empty() && (tail[0] == '+' || tail[0] == '!' || tail[0] == '#')) {
       tail = absl::StripLeadingAsciiWhitespace(tail.substr(1));
     }
   }
   const std::optional<uint64_t> time = TakeTime(&tail);
   if (!time) return false;
   tail = absl::StripLeadingAsciiWhitespace(tail);
-  // The event ends at the first colon followed by a space or the end;
-  // "iommu:map:" has one before.
+  // The event ends at the first colon followed by a space or the end; "iommu:map:" has one before.
   size_t colon = tail.find(':');
   while (colon != kNone && colon + 1 < tail.size() && tail[colon + 1] != ' ') {
     colon = tail.find(':', colon + 1);
@@ -112,24 +105,20 @@ bool ParseTail(absl::string_view tail, TraceLine* out) {
 
 std::optional<TraceLine> ParseTraceLine(absl::string_view line) {
   while (absl::EndsWith(line, "\r")) line.remove_suffix(1);
-  for (size_t open = line.find('['); open != kNone;
-       open = line.find('[', open + 1)) {
+  for (size_t open = line.find('['); open != kNone; open = line.find('[', open + 1)) {
     absl::string_view rest = line.substr(open + 1);
     const std::optional<uint64_t> cpu = TakeDecimal(&rest);
-    if (!cpu || *cpu > std::numeric_limits<uint16_t>::max() ||
-        !absl::ConsumePrefix(&rest, "]")) {
+    if (!cpu || *cpu > std::numeric_limits<uint16_t>::max() || !absl::ConsumePrefix(&rest, "]")) {
       continue;
     }
     TraceLine parsed;
     parsed.cpu = static_cast<uint32_t>(*cpu);
-    if (ParseTail(rest, &parsed) && ParseTask(line.substr(0, open), &parsed))
-      return parsed;
+    if (ParseTail(rest, &parsed) && ParseTask(line.substr(0, open), &parsed)) return parsed;
   }
   return std::nullopt;
 }
 
-std::optional<uint64_t> NumberField(absl::string_view text,
-                                    absl::string_view key) {
+std::optional<uint64_t> NumberField(absl::string_view text, absl::string_view key) {
   size_t at = text.find(key);
   while (at != kNone && at > 0 && text[at - 1] != ' ' && text[at - 1] != ':') {
     at = text.find(key, at + 1);
@@ -142,8 +131,7 @@ std::optional<uint64_t> NumberField(absl::string_view text,
     if (!absl::SimpleHexAtoi(number, &value)) return std::nullopt;
     return value;
   }
-  if (number.empty() || !IsDigit(number[0]) ||
-      !absl::SimpleAtoi(number, &value)) {
+  if (number.empty() || !IsDigit(number[0]) || !absl::SimpleAtoi(number, &value)) {
     return std::nullopt;
   }
   return value;
@@ -168,12 +156,11 @@ std::optional<uint16_t> ParseBdf(absl::string_view name) {
   uint32_t bus = 0;
   uint32_t device = 0;
   if (!absl::SimpleHexAtoi(name.substr(0, 2), &bus) ||
-      !absl::SimpleHexAtoi(name.substr(3, 2), &device) || device > 31 ||
-      name[6] < '0' || name[6] > '7') {
+      !absl::SimpleHexAtoi(name.substr(3, 2), &device) || device > 31 || name[6] < '0' ||
+      name[6] > '7') {
     return std::nullopt;
   }
-  return static_cast<uint16_t>(bus << 8 | device << 3 |
-                               static_cast<uint32_t>(name[6] - '0'));
+  return static_cast<uint16_t>(bus << 8 | device << 3 | static_cast<uint32_t>(name[6] - '0'));
 }
 
 }  // namespace viommu

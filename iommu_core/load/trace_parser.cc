@@ -25,8 +25,8 @@ struct PendingCall {
   uint64_t prot = 0;
   uint64_t time_ns = 0;
 };
-// Calls of one task that are open at once: an interrupt may map in the middle
-// of a map, and a call that failed never gets its tracepoint line.
+// Calls of one task that are open at once: an interrupt may map in the middle of a map, and a call
+// that failed never gets its tracepoint line.
 constexpr size_t kMaxPendingPerTask = 8;
 
 // Bits of `prot` (include/linux/iommu.h: IOMMU_READ, IOMMU_WRITE).
@@ -43,18 +43,15 @@ struct OpenList {
 
 class Parser {
  public:
-  Parser(std::string path, TraceOptions options)
-      : path_(std::move(path)), options_(options) {}
+  Parser(std::string path, TraceOptions options) : path_(std::move(path)), options_(options) {}
 
   absl::StatusOr<Trace> Run() {
-    absl::StatusOr<std::unique_ptr<LineReader>> reader =
-        LineReader::Open(path_);
+    absl::StatusOr<std::unique_ptr<LineReader>> reader = LineReader::Open(path_);
     if (!reader.ok()) return reader.status();
     absl::string_view line;
     while ((*reader)->Next(&line)) {
       line_number_ = (*reader)->line_number();
-      if (absl::Status s = TakeLine(line, (*reader)->line_complete()); !s.ok())
-        return s;
+      if (absl::Status s = TakeLine(line, (*reader)->line_complete()); !s.ok()) return s;
     }
     if (!(*reader)->status().ok()) return (*reader)->status();
     return Finish();
@@ -62,8 +59,7 @@ class Parser {
 
  private:
   absl::Status Bad(absl::string_view what) const {
-    return absl::InvalidArgumentError(
-        absl::StrCat(path_, ":", line_number_, ": ", what));
+    return absl::InvalidArgumentError(absl::StrCat(path_, ":", line_number_, ": ", what));
   }
 
   absl::Status TakeLine(absl::string_view line, bool complete) {
@@ -71,8 +67,7 @@ class Parser {
     const absl::string_view text = absl::StripAsciiWhitespace(line);
     if (text.empty()) return absl::OkStatus();
     if (text[0] == '#') return TakeHeader(text);
-    if (absl::StrContains(text, " EVENTS]") &&
-        absl::StrContains(text, "LOST")) {
+    if (absl::StrContains(text, " EVENTS]") && absl::StrContains(text, "LOST")) {
       return TakeLost(text);
     }
     const std::optional<TraceLine> parsed = ParseTraceLine(line);
@@ -81,22 +76,19 @@ class Parser {
         ++trace_.info.skipped;
         return absl::OkStatus();
       }
-      if (!complete)
-        return Bad("the last line is cut short: the trace is truncated");
+      if (!complete) return Bad("the last line is cut short: the trace is truncated");
       if (entries_ == 0) return Bad("this is no ftrace or perf text");
       return Bad("damaged line: no \"task [cpu] time: event:\"");
     }
     ++entries_;
     TraceInfo& info = trace_.info;
     info.cpus = std::max(info.cpus, parsed->cpu + 1);
-    // Buffers of several CPUs are merged by time; equal times keep the kernel's
-    // order.
+    // Buffers of several CPUs are merged by time; equal times keep the kernel's order.
     last_time_ns_ = std::max(last_time_ns_, parsed->time_ns);
     if (info.first_ns == 0) info.first_ns = last_time_ns_;
     info.last_ns = last_time_ns_;
     absl::Status s = TakeEvent(*parsed);
-    if (!s.ok() && !complete)
-      return Bad("the last line is cut short: the trace is truncated");
+    if (!s.ok() && !complete) return Bad("the last line is cut short: the trace is truncated");
     return s;
   }
 
@@ -105,16 +97,13 @@ class Parser {
     constexpr absl::string_view kKey = "entries-in-buffer/entries-written:";
     const size_t at = text.find(kKey);
     if (at == absl::string_view::npos) return absl::OkStatus();
-    absl::string_view numbers =
-        absl::StripLeadingAsciiWhitespace(text.substr(at + kKey.size()));
+    absl::string_view numbers = absl::StripLeadingAsciiWhitespace(text.substr(at + kKey.size()));
     const size_t slash = numbers.find('/');
     uint64_t present = 0;
     uint64_t written = 0;
-    if (slash == absl::string_view::npos ||
-        !absl::SimpleAtoi(numbers.substr(0, slash), &present) ||
-        !absl::SimpleAtoi(
-            numbers.substr(slash + 1, numbers.find_first_of(" \t") - slash - 1),
-            &written) ||
+    if (slash == absl::string_view::npos || !absl::SimpleAtoi(numbers.substr(0, slash), &present) ||
+        !absl::SimpleAtoi(numbers.substr(slash + 1, numbers.find_first_of(" \t") - slash - 1),
+                          &written) ||
         written < present) {
       return Bad("damaged entries-in-buffer header");
     }
@@ -125,8 +114,7 @@ class Parser {
   // "CPU:1 [LOST 12 EVENTS]"
   absl::Status TakeLost(absl::string_view text) {
     const size_t at = text.find("LOST");
-    absl::string_view number =
-        absl::StripLeadingAsciiWhitespace(text.substr(at + 4));
+    absl::string_view number = absl::StripLeadingAsciiWhitespace(text.substr(at + 4));
     uint64_t lost = 0;
     // Without a number the kernel does not know how many.
     if (!absl::SimpleAtoi(number.substr(0, number.find(' ')), &lost)) lost = 1;
@@ -136,31 +124,27 @@ class Parser {
   absl::Status CountLost(uint64_t lost) {
     trace_.info.lost_events += lost;
     if (lost > 0 && !options_.allow_lost_events) {
-      return Bad(absl::StrCat(
-          "the kernel lost ", lost,
-          " events of this trace; record it with a larger buffer_size_kb, or "
-          "allow lost events"));
+      return Bad(absl::StrCat("the kernel lost ", lost,
+                              " events of this trace; record it with a larger buffer_size_kb, or "
+                              "allow lost events"));
     }
     return absl::OkStatus();
   }
 
-  // perf script prints the stack under an event: "\t    ffffffff8a0b
-  // __iommu_map+0x5 ([kernel])".
+  // perf script prints the stack under an event: "\t    ffffffff8a0b __iommu_map+0x5 ([kernel])".
   static bool IsCallChain(absl::string_view line) {
     if (line.empty() || (line[0] != ' ' && line[0] != '\t')) return false;
     absl::string_view word = absl::StripAsciiWhitespace(line);
     word = word.substr(0, word.find(' '));
     return word.size() >= 6 &&
-           std::all_of(word.begin(), word.end(),
-                       [](char c) { return absl::ascii_isxdigit(c); });
+           std::all_of(word.begin(), word.end(), [](char c) { return absl::ascii_isxdigit(c); });
   }
 
   absl::Status TakeEvent(const TraceLine& line) {
     const absl::string_view event = line.event;
     if (event == "map") return TakeMap(line);
     if (event == "unmap") return TakeUnmap(line);
-    if (event == "kmap" || event == "kunmap")
-      return TakeCall(line, event == "kmap");
+    if (event == "kmap" || event == "kunmap") return TakeCall(line, event == "kmap");
     if (event == "kattach") return TakeAttach(line);
     if (event == "kdomfree") return TakeDomainFree(line);
     if (event == "attach_device_to_domain") return TakeAttachPoint(line);
@@ -174,11 +158,9 @@ class Parser {
     const auto domain = NumberField(line.text, "dom=");
     const auto iova = NumberField(line.text, "iova=");
     const auto size = NumberField(line.text, "size=");
-    if (!domain || !iova || !size)
-      return Bad("damaged kprobe line: dom, iova and size expected");
+    if (!domain || !iova || !size) return Bad("damaged kprobe line: dom, iova and size expected");
     trace_.info.names_domains = true;
-    PendingCall call{
-        map, *domain, *iova, *size, kProtRead | kProtWrite, last_time_ns_};
+    PendingCall call{map, *domain, *iova, *size, kProtRead | kProtWrite, last_time_ns_};
     if (const auto prot = NumberField(line.text, "prot=")) call.prot = *prot;
     std::vector<PendingCall>& pending = pending_[line.pid];
     if (pending.size() >= kMaxPendingPerTask) pending.erase(pending.begin());
@@ -187,15 +169,14 @@ class Parser {
   }
 
   // The kprobe call that this tracepoint line completes.
-  std::optional<PendingCall> Complete(const TraceLine& line, bool map,
-                                      uint64_t iova, uint64_t size_bytes) {
+  std::optional<PendingCall> Complete(const TraceLine& line, bool map, uint64_t iova,
+                                      uint64_t size_bytes) {
     const auto it = pending_.find(line.pid);
     if (it == pending_.end()) return std::nullopt;
     std::vector<PendingCall>& pending = it->second;
     for (size_t i = pending.size(); i-- > 0;) {
       const PendingCall call = pending[i];
-      if (call.map != map || call.iova != iova || call.size_bytes != size_bytes)
-        continue;
+      if (call.map != map || call.iova != iova || call.size_bytes != size_bytes) continue;
       pending.erase(pending.begin() + static_cast<std::ptrdiff_t>(i));
       return call;
     }
@@ -223,15 +204,13 @@ class Parser {
   }
 
   // The common part of a map and an unmap line; the range is checked.
-  absl::StatusOr<LoadOp> TakeRange(const TraceLine& line,
-                                   uint64_t* size_bytes) {
+  absl::StatusOr<LoadOp> TakeRange(const TraceLine& line, uint64_t* size_bytes) {
     const auto iova = NumberField(line.text, "iova=");
     const auto size = NumberField(line.text, "size=");
-    if (!iova || !size)
-      return Bad("damaged map or unmap line: iova and size expected");
+    if (!iova || !size) return Bad("damaged map or unmap line: iova and size expected");
     const auto end = RangeEnd(line.text);
-    if (*size == 0 || !IsAligned(*iova | *size, kPageSize) ||
-        *iova + *size < *iova || (end && *end != *iova + *size)) {
+    if (*size == 0 || !IsAligned(*iova | *size, kPageSize) || *iova + *size < *iova ||
+        (end && *end != *iova + *size)) {
       return Bad("damaged map or unmap line: its size and range do not agree");
     }
     *size_bytes = *size;
@@ -241,8 +220,7 @@ class Parser {
     return op;
   }
 
-  // Without kprobes everything belongs to domain 0, whose device was there all
-  // along.
+  // Without kprobes everything belongs to domain 0, whose device was there all along.
   absl::Status AttachOnlyDomain(const TraceLine& line) {
     if (trace_.info.domains > 0) return absl::OkStatus();
     trace_.info.domains = 1;
@@ -258,8 +236,7 @@ class Parser {
     absl::StatusOr<LoadOp> op = TakeRange(line, &size);
     if (!op.ok()) return op.status();
     const auto guest_pa = NumberField(line.text, "paddr=");
-    if (!guest_pa || !IsAligned(*guest_pa, kPageSize) ||
-        *guest_pa + size < *guest_pa) {
+    if (!guest_pa || !IsAligned(*guest_pa, kPageSize) || *guest_pa + size < *guest_pa) {
       return Bad("damaged map line: page-aligned paddr expected");
     }
     op->kind = LoadOp::Kind::kMap;
@@ -270,8 +247,7 @@ class Parser {
       if (!domain.ok()) return domain.status();
       op->domain = *domain;
       start_ns = call->time_ns;
-      op->access = {(call->prot & kProtRead) != 0,
-                    (call->prot & kProtWrite) != 0};
+      op->access = {(call->prot & kProtRead) != 0, (call->prot & kProtWrite) != 0};
       if (!op->access.any()) op->access = kReadWrite;
     } else if (trace_.info.names_domains) {
       return Skip();  // its kprobe line is before the start of the recording
@@ -283,16 +259,14 @@ class Parser {
     info.guest_pa_end = std::max(info.guest_pa_end, *guest_pa + size);
     info.iova_end = std::max(info.iova_end, op->iova.value() + size);
     OpenList& open = open_list_[line.cpu];
-    const bool continues = open.next_iova == op->iova.value() &&
-                           open.domain == op->domain && open.next_iova != 0 &&
-                           start_ns < open.time_ns + kListGapNs;
+    const bool continues = open.next_iova == op->iova.value() && open.domain == op->domain &&
+                           open.next_iova != 0 && start_ns < open.time_ns + kListGapNs;
     if (continues) {
       trace_.ops[open.op_index].list_continues = true;
     } else {
       ++info.lists;
     }
-    open = {trace_.ops.size(), op->domain, op->iova.value() + size,
-            last_time_ns_};
+    open = {trace_.ops.size(), op->domain, op->iova.value() + size, last_time_ns_};
     last_call_[line.pid] = {true, op->iova.value(), size};
     return Append(*op, line);
   }
@@ -302,11 +276,9 @@ class Parser {
     absl::StatusOr<LoadOp> op = TakeRange(line, &size);
     if (!op.ok()) return op.status();
     op->kind = LoadOp::Kind::kUnmap;
-    // The driver may undo less (nothing was there) or more (a large page) than
-    // it was asked for.
+    // The driver may undo less (nothing was there) or more (a large page) than it was asked for.
     if (const auto done = NumberField(line.text, "unmapped_size=")) {
-      if (!IsAligned(*done, kPageSize))
-        return Bad("damaged unmap line: odd unmapped_size");
+      if (!IsAligned(*done, kPageSize)) return Bad("damaged unmap line: odd unmapped_size");
       op->size_bytes = *done;
     } else {
       return Bad("damaged unmap line: unmapped_size expected");
@@ -322,8 +294,7 @@ class Parser {
     }
     if (op->size_bytes == 0) return Skip();
     ++trace_.info.unmaps;
-    trace_.info.iova_end =
-        std::max(trace_.info.iova_end, op->iova.value() + op->size_bytes);
+    trace_.info.iova_end = std::max(trace_.info.iova_end, op->iova.value() + op->size_bytes);
     last_call_[line.pid] = {false, op->iova.value(), size};
     return Append(*op, line);
   }
@@ -351,8 +322,7 @@ class Parser {
 
   absl::Status TakeAttachPoint(const TraceLine& line) {
     const size_t at = line.text.find("device=");
-    if (at == absl::string_view::npos)
-      return Bad("damaged attach line: device expected");
+    if (at == absl::string_view::npos) return Bad("damaged attach line: device expected");
     // Only used where no kprobe says which domain it is.
     absl::string_view name = line.text.substr(at + 7);
     if (const auto source_id = ParseBdf(name.substr(0, name.find(' ')))) {
@@ -363,8 +333,7 @@ class Parser {
 
   absl::Status TakeRemove(const TraceLine& line) {
     const size_t at = line.text.find("device=");
-    if (at == absl::string_view::npos)
-      return Bad("damaged removal line: device expected");
+    if (at == absl::string_view::npos) return Bad("damaged removal line: device expected");
     absl::string_view name = line.text.substr(at + 7);
     const auto source_id = ParseBdf(name.substr(0, name.find(' ')));
     if (!source_id) return Skip();
@@ -390,8 +359,7 @@ class Parser {
     return Append(op, line);
   }
 
-  // "iotlb_inv dmar0: 0x300f2 0xfff67000 0x0 0x0": facts about the recorded
-  // kernel and unit.
+  // "iotlb_inv dmar0: 0x300f2 0xfff67000 0x0 0x0": facts about the recorded kernel and unit.
   absl::Status TakeSubmit(const TraceLine& line) {
     ++trace_.info.skipped;
     ++submissions_;
@@ -401,8 +369,7 @@ class Parser {
     uint64_t qw1 = 0;
     absl::string_view words = line.text.substr(colon + 2);
     const size_t space = words.find(' ');
-    if (space == absl::string_view::npos ||
-        !absl::SimpleHexAtoi(words.substr(0, space), &qw0)) {
+    if (space == absl::string_view::npos || !absl::SimpleHexAtoi(words.substr(0, space), &qw0)) {
       return Bad("damaged qi_submit line");
     }
     words = words.substr(space + 1);
@@ -412,16 +379,14 @@ class Parser {
     const uint64_t type = qw0 & 0xf;
     const uint64_t granularity = qw0 >> 4 & 3;
     const uint64_t domain_id = qw0 >> 16 & 0xffff;
-    // Linux tags entries that were not present with domain id 0, under caching
-    // mode only (VT-d 6.1; intel/iommu.c, domain_context_mapping_one).
-    if (type == 1 && granularity == 3 && domain_id == 0)
-      saw_caching_mode_ = true;
+    // Linux tags entries that were not present with domain id 0, under caching mode only (VT-d 6.1;
+    // intel/iommu.c, domain_context_mapping_one).
+    if (type == 1 && granularity == 3 && domain_id == 0) saw_caching_mode_ = true;
     if (type == 2 && granularity == 3) {
       const auto it = last_call_.find(line.pid);
       if (it != last_call_.end()) {
         const uint64_t size = kPageSize << std::min<uint64_t>(qw1 & 0x3f, 51);
-        const bool same =
-            AlignDown(it->second.iova, size) == AlignDown(qw1, size);
+        const bool same = AlignDown(it->second.iova, size) == AlignDown(qw1, size);
         if (same && it->second.map) saw_caching_mode_ = true;
         if (same && !it->second.map) ++(qw1 >> 6 & 1 ? hinted_ : unhinted_);
         last_call_.erase(it);
@@ -441,14 +406,14 @@ class Parser {
   absl::StatusOr<Trace> Finish() {
     TraceInfo& info = trace_.info;
     if (entries_expected_ > entries_) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          path_, ": truncated after line ", info.lines, ": the kernel wrote ",
-          entries_expected_, " entries, ", entries_, " are here"));
+      return absl::InvalidArgumentError(absl::StrCat(path_, ": truncated after line ", info.lines,
+                                                     ": the kernel wrote ", entries_expected_,
+                                                     " entries, ", entries_, " are here"));
     }
     if (info.maps + info.unmaps == 0) {
       return absl::InvalidArgumentError(
-          absl::StrCat(path_, ": no iommu:map or iommu:unmap event in ",
-                       info.lines, " lines; record with trace_event=iommu:*"));
+          absl::StrCat(path_, ": no iommu:map or iommu:unmap event in ", info.lines,
+                       " lines; record with trace_event=iommu:*"));
     }
     if (submissions_ > 0) {
       info.caching_mode = saw_caching_mode_;
@@ -484,16 +449,15 @@ class Parser {
   absl::flat_hash_map<int64_t, std::vector<PendingCall>> pending_;  // by task
   absl::flat_hash_map<int64_t, LastCall> last_call_;                // by task
   absl::flat_hash_map<uint32_t, OpenList> open_list_;               // by CPU
-  absl::flat_hash_map<uint64_t, uint32_t> domain_of_;  // by pointer
-  absl::flat_hash_map<uint16_t, uint32_t> attached_;   // by requester id
+  absl::flat_hash_map<uint64_t, uint32_t> domain_of_;               // by pointer
+  absl::flat_hash_map<uint16_t, uint32_t> attached_;                // by requester id
   absl::flat_hash_set<uint16_t> devices_;
   absl::flat_hash_set<uint16_t> ats_devices_;
 };
 
 }  // namespace
 
-absl::StatusOr<Trace> ReadTrace(const std::string& path,
-                                const TraceOptions& options) {
+absl::StatusOr<Trace> ReadTrace(const std::string& path, const TraceOptions& options) {
   return Parser(path, options).Run();
 }
 

@@ -18,14 +18,12 @@ class TraceSource final : public LoadSource {
   explicit TraceSource(std::vector<LoadOp> ops, uint32_t vcpus = 0);
 
   bool fixed_times() const override { return true; }
-  std::optional<LoadOp> Next(
-      const std::vector<uint64_t>& vcpu_ready_ns) override;
+  std::optional<LoadOp> Next(const std::vector<uint64_t>& vcpu_ready_ns) override;
   uint64_t total_ops() const override { return ops_.size(); }
   uint32_t vcpus() const override { return vcpus_; }
   uint64_t ram_bytes() const override { return ram_bytes_; }
   uint32_t busiest_domain() const override { return busiest_domain_; }
-  std::optional<Iova> ResidentPlace(uint64_t size_bytes,
-                                    Iova end) const override;
+  std::optional<Iova> ResidentPlace(uint64_t size_bytes, Iova end) const override;
 
  private:
   const std::vector<LoadOp> ops_;
@@ -33,8 +31,7 @@ class TraceSource final : public LoadSource {
   uint32_t vcpus_ = 1;
   uint64_t ram_bytes_ = 0;
   uint32_t busiest_domain_ = 0;
-  std::vector<uint64_t>
-      touched_chunks_;  // of the busiest domain, in units of 2 MiB, ascending
+  std::vector<uint64_t> touched_chunks_;  // of the busiest domain, in units of 2 MiB, ascending
 };
 
 }  // namespace viommu

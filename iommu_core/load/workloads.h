@@ -1,5 +1,4 @@
-// Synthetic loads: what a device driver does, in sizes, lifetimes and rates
-// that were published.
+// Synthetic loads: what a device driver does, in sizes, lifetimes and rates that were published.
 #ifndef VIOMMU_IOMMU_CORE_LOAD_WORKLOADS_H_
 #define VIOMMU_IOMMU_CORE_LOAD_WORKLOADS_H_
 
@@ -30,11 +29,10 @@ struct WorkloadInfo {
 // Every name that MakeWorkload takes.
 const std::vector<WorkloadInfo>& Workloads();
 
-// Deterministic: the same name, parameters and vcpu_ready times give the same
-// operations on every machine. InvalidArgument lists the names, or says which
-// parameter is out of range.
-absl::StatusOr<std::unique_ptr<LoadSource>> MakeWorkload(
-    absl::string_view name, const WorkloadParams& params);
+// Deterministic: the same name, parameters and vcpu_ready times give the same operations on every
+// machine. InvalidArgument lists the names, or says which parameter is out of range.
+absl::StatusOr<std::unique_ptr<LoadSource>> MakeWorkload(absl::string_view name,
+                                                         const WorkloadParams& params);
 
 }  // namespace viommu
 

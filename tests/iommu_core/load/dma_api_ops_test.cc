@@ -5,8 +5,7 @@
 namespace viommu {
 namespace {
 
-LoadOp Map(uint64_t page, uint64_t pages, bool continues = false,
-           uint16_t cpu = 0) {
+LoadOp Map(uint64_t page, uint64_t pages, bool continues = false, uint16_t cpu = 0) {
   LoadOp op;
   op.kind = LoadOp::Kind::kMap;
   op.cpu = cpu;
@@ -23,9 +22,8 @@ LoadOp Unmap(uint64_t page, uint64_t pages, uint16_t cpu = 0) {
 }
 
 TEST(DmaApiOpsTest, PairsMapAndUnmapByTag) {
-  const DmaApiOps out =
-      ToDmaApiOps({Map(100, 1), Map(200, 1), Unmap(100, 1), Map(100, 1),
-                   Unmap(200, 1), Unmap(100, 1)});
+  const DmaApiOps out = ToDmaApiOps(
+      {Map(100, 1), Map(200, 1), Unmap(100, 1), Map(100, 1), Unmap(200, 1), Unmap(100, 1)});
   EXPECT_EQ(out.recorded_domains, 0u);
   for (const LoadOp& op : out.ops) EXPECT_TRUE(op.choose_iova);
   EXPECT_EQ(out.ops[0].tag, out.ops[2].tag);
@@ -35,8 +33,8 @@ TEST(DmaApiOpsTest, PairsMapAndUnmapByTag) {
 }
 
 TEST(DmaApiOpsTest, AListIsOneMapping) {
-  const DmaApiOps out = ToDmaApiOps(
-      {Map(100, 1, true), Map(50, 1, false, 1), Map(101, 2), Unmap(100, 3)});
+  const DmaApiOps out =
+      ToDmaApiOps({Map(100, 1, true), Map(50, 1, false, 1), Map(101, 2), Unmap(100, 3)});
   EXPECT_EQ(out.ops[0].tag, out.ops[2].tag);
   EXPECT_EQ(out.ops[3].tag, out.ops[0].tag);
   EXPECT_NE(out.ops[1].tag, out.ops[0].tag);
@@ -51,8 +49,7 @@ TEST(DmaApiOpsTest, AnUnmapOfTwoJoinsThem) {
 }
 
 TEST(DmaApiOpsTest, AnUnmapOfHalfSplitsThem) {
-  const DmaApiOps out = ToDmaApiOps(
-      {Map(100, 1, true), Map(101, 1), Unmap(100, 1), Unmap(101, 1)});
+  const DmaApiOps out = ToDmaApiOps({Map(100, 1, true), Map(101, 1), Unmap(100, 1), Unmap(101, 1)});
   EXPECT_EQ(out.recorded_domains, 0u);
   EXPECT_FALSE(out.ops[0].list_continues);
   EXPECT_EQ(out.ops[0].tag, out.ops[2].tag);
@@ -61,8 +58,7 @@ TEST(DmaApiOpsTest, AnUnmapOfHalfSplitsThem) {
 }
 
 TEST(DmaApiOpsTest, APartialUnmapKeepsTheDomainAsRecorded) {
-  const DmaApiOps out =
-      ToDmaApiOps({Map(100, 4), Unmap(101, 1), Unmap(100, 1)});
+  const DmaApiOps out = ToDmaApiOps({Map(100, 4), Unmap(101, 1), Unmap(100, 1)});
   EXPECT_EQ(out.recorded_domains, 1u);
   for (const LoadOp& op : out.ops) EXPECT_FALSE(op.choose_iova);
 }

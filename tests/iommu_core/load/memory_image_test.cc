@@ -36,9 +36,7 @@ TEST(MemoryImage, SparseAndFlat) {
     EXPECT_EQ(image->memory->Read64(PhysAddr(0x3000)),
               std::nullopt);  // not in the file
 
-    TempFile flat(std::string(4096, '\0') + std::string(4096, 3) +
-                      std::string(4096, '\0'),
-                  gzip);
+    TempFile flat(std::string(4096, '\0') + std::string(4096, 3) + std::string(4096, '\0'), gzip);
     const auto ram = ReadMemoryImage(flat.path());
     ASSERT_TRUE(ram.ok()) << ram.status();
     EXPECT_FALSE(ram->sparse);
@@ -56,14 +54,13 @@ TEST(MemoryImage, Refuses) {
     std::string content;
     const char* want;
   };
-  for (const Case& c :
-       {Case{"#!/bin/sh\necho\n", "is no memory image: neither"},
-        Case{"", "is no memory image: empty"},
-        Case{"VTDPGS01", "is no memory image: no page in it"},
-        Case{"VTDPGS01" + one.substr(0, 100), "is truncated in record 0"},
-        Case{"VTDPGS01" + one + one.substr(0, 4), "is truncated in record 1"},
-        Case{"VTDPGS01" + one + one, "page 0x2000 is in it twice"},
-        Case{"VTDPGS01" + Record(0x2001, 1), "record 0 has address 0x2001"}}) {
+  for (const Case& c : {Case{"#!/bin/sh\necho\n", "is no memory image: neither"},
+                        Case{"", "is no memory image: empty"},
+                        Case{"VTDPGS01", "is no memory image: no page in it"},
+                        Case{"VTDPGS01" + one.substr(0, 100), "is truncated in record 0"},
+                        Case{"VTDPGS01" + one + one.substr(0, 4), "is truncated in record 1"},
+                        Case{"VTDPGS01" + one + one, "page 0x2000 is in it twice"},
+                        Case{"VTDPGS01" + Record(0x2001, 1), "record 0 has address 0x2001"}}) {
     TempFile file(c.content);
     const auto image = ReadMemoryImage(file.path());
     ASSERT_FALSE(image.ok()) << c.want;
@@ -72,8 +69,7 @@ TEST(MemoryImage, Refuses) {
   EXPECT_FALSE(ReadMemoryImage("/nonexistent").ok());
   EXPECT_FALSE(ReadMemoryImage("/").ok());
   const std::string whole = ReadAll(
-      absl::StrCat(VIOMMU_TEST_DATA,
-                   "/linux/6.1_cmon_strict0_snap/snap0/table_pages.bin.gz"));
+      absl::StrCat(VIOMMU_TEST_DATA, "/linux/6.1_cmon_strict0_snap/snap0/table_pages.bin.gz"));
   TempFile cut(whole.substr(0, whole.size() / 2));
   EXPECT_THAT(std::string(ReadMemoryImage(cut.path()).status().message()),
               HasSubstr("is truncated (gzip)"));
@@ -82,27 +78,23 @@ TEST(MemoryImage, Refuses) {
 class SnapshotTest : public testing::TestWithParam<const char*> {
  protected:
   std::string File(const char* name) const {
-    return absl::StrCat(VIOMMU_TEST_DATA, "/linux/", GetParam(), "/snap0/",
-                        name);
+    return absl::StrCat(VIOMMU_TEST_DATA, "/linux/", GetParam(), "/snap0/", name);
   }
 };
 
-// The tables of a real guest hold exactly what its trace says is mapped, page
-// by page.
+// The tables of a real guest hold exactly what its trace says is mapped, page by page.
 TEST_P(SnapshotTest, ListingEqualsTheTrace) {
   const auto image = ReadMemoryImage(File("table_pages.bin.gz"));
   ASSERT_TRUE(image.ok()) << image.status();
-  const nlohmann::json snapshot =
-      nlohmann::json::parse(std::ifstream(File("snapshot.json")));
+  const nlohmann::json snapshot = nlohmann::json::parse(std::ifstream(File("snapshot.json")));
   const auto reg = [&](const char* name) {
-    return std::stoull(snapshot["registers"][name].get<std::string>(), nullptr,
-                       16);
+    return std::stoull(snapshot["registers"][name].get<std::string>(), nullptr, 16);
   };
   WalkRules rules;
   rules.caps = {reg("CAP"), reg("ECAP")};
   rules.haw_bits = rules.caps.max_guest_width();
-  const auto devices = ListDevices(
-      *image->memory, rules, PhysAddr(vtd::rtaddr::Rta::kMask & reg("RTADDR")));
+  const auto devices =
+      ListDevices(*image->memory, rules, PhysAddr(vtd::rtaddr::Rta::kMask & reg("RTADDR")));
   EXPECT_EQ(devices.size(), snapshot["contexts"].size());
   const auto list = ListMappings(*image->memory, rules, devices, std::nullopt);
   ASSERT_TRUE(list.ok()) << list.status();
@@ -111,8 +103,7 @@ TEST_P(SnapshotTest, ListingEqualsTheTrace) {
   std::ifstream expected(File("expected_mappings.jsonl"));
   for (std::string line; std::getline(expected, line);) {
     const nlohmann::json j = nlohmann::json::parse(line);
-    const uint64_t iova =
-        std::stoull(j["iova"].get<std::string>(), nullptr, 16);
+    const uint64_t iova = std::stoull(j["iova"].get<std::string>(), nullptr, 16);
     const uint64_t pa = std::stoull(j["pa"].get<std::string>(), nullptr, 16);
     for (const auto& device : j["devices"]) {
       const auto sid = ParseBdf(device.get<std::string>());
@@ -127,14 +118,12 @@ TEST_P(SnapshotTest, ListingEqualsTheTrace) {
   for (size_t i = 0; i < list->size(); ++i) {
     const ListedMapping& m = (*list)[i];
     for (uint64_t at = 0; at < m.range.size_bytes(); at += kPageSize) {
-      got[{m.source_id.value(), m.range.first.value() + at}] =
-          m.guest_pa.value() + at;
+      got[{m.source_id.value(), m.range.first.value() + at}] = m.guest_pa.value() + at;
     }
     if (i == 0) continue;
     // Maximal: a neighbour that continued it would have been joined.
     const ListedMapping& before = (*list)[i - 1];
-    EXPECT_FALSE(before.source_id == m.source_id &&
-                 before.range.end == m.range.first &&
+    EXPECT_FALSE(before.source_id == m.source_id && before.range.end == m.range.first &&
                  before.guest_pa + before.range.size_bytes() == m.guest_pa &&
                  before.access == m.access);
   }
@@ -148,12 +137,9 @@ TEST_P(SnapshotTest, ListingEqualsTheTrace) {
 }
 
 INSTANTIATE_TEST_SUITE_P(BothWidths, SnapshotTest,
-                         testing::Values("6.1_cmon_strict0_snap",
-                                         "6.1_cmoff_strict0_snap_aw48"));
+                         testing::Values("6.1_cmon_strict0_snap", "6.1_cmoff_strict0_snap_aw48"));
 
-TEST(TableListing, Names) {
-  EXPECT_EQ(BdfName(SourceId(0x4207)), "0000:42:00.7");
-}
+TEST(TableListing, Names) { EXPECT_EQ(BdfName(SourceId(0x4207)), "0000:42:00.7"); }
 
 }  // namespace
 }  // namespace viommu

@@ -15,8 +15,7 @@ namespace {
 using testing::ElementsAre;
 using Kind = LoadOp::Kind;
 
-// Writes down what it is told, with the time of the clock; one timer, re-armed
-// by each Unmap.
+// Writes down what it is told, with the time of the clock; one timer, re-armed by each Unmap.
 class FakeMachine final : public GuestMachine {
  public:
   explicit FakeMachine(const Clock& clock) : clock_(clock) {}
@@ -36,31 +35,29 @@ class FakeMachine final : public GuestMachine {
     Log("detach ", sid.value());
     return absl::OkStatus();
   }
-  absl::StatusOr<Iova> Map(uint32_t domain, std::span<const Segment> segments,
-                           Access, uint32_t vcpu) override {
+  absl::StatusOr<Iova> Map(uint32_t domain, std::span<const Segment> segments, Access,
+                           uint32_t vcpu) override {
     Log("map ", domain, " n", segments.size(), " cpu", vcpu);
     if (!next_status.ok()) return Take();
     ++stats_.maps;
     next_iova_ += kPageSize;
     return Iova(next_iova_);
   }
-  absl::Status MapAt(uint32_t domain, Iova iova,
-                     std::span<const Segment> segments, Access,
+  absl::Status MapAt(uint32_t domain, Iova iova, std::span<const Segment> segments, Access,
                      uint32_t) override {
     Log("mapat ", domain, " ", iova.value() >> 12, " n", segments.size());
     ++stats_.maps;
     return Take();
   }
-  absl::StatusOr<UnmapOutcome> Unmap(uint32_t domain, Iova iova,
-                                     uint64_t size_bytes, uint32_t) override {
+  absl::StatusOr<UnmapOutcome> Unmap(uint32_t domain, Iova iova, uint64_t size_bytes,
+                                     uint32_t) override {
     Log("unmap ", domain, " ", iova.value() >> 12, " n", size_bytes >> 12);
     if (!next_status.ok()) return Take();
     ++stats_.unmaps;
     if (!timer_ns_) timer_ns_ = clock_.NowNs() + 10'000;
     return UnmapOutcome{.deferred = true};
   }
-  absl::Status MapResident(uint32_t domain, Iova first,
-                           uint64_t pages) override {
+  absl::Status MapResident(uint32_t domain, Iova first, uint64_t pages) override {
     Log("resident ", domain, " ", first.value() >> 12, " n", pages);
     stats_.submissions += 100;
     return resident_status;
@@ -69,9 +66,7 @@ class FakeMachine final : public GuestMachine {
     ++map_syncs;
     return absl::OkStatus();
   }
-  absl::StatusOr<GuestPhys> AllocateBuffer(uint64_t) override {
-    return GuestPhys(0);
-  }
+  absl::StatusOr<GuestPhys> AllocateBuffer(uint64_t) override { return GuestPhys(0); }
   void FreeBuffer(GuestPhys, uint64_t) override {}
   absl::StatusOr<uint64_t> FlushDeferred() override {
     Log("flush");
@@ -119,8 +114,8 @@ class FakeMachine final : public GuestMachine {
   GuestStats stats_;
 };
 
-LoadOp Op(Kind kind, uint64_t time_ns, uint32_t domain, uint64_t page = 0,
-          uint64_t pages = 0, uint16_t cpu = 0) {
+LoadOp Op(Kind kind, uint64_t time_ns, uint32_t domain, uint64_t page = 0, uint64_t pages = 0,
+          uint16_t cpu = 0) {
   LoadOp op;
   op.kind = kind;
   op.time_ns = time_ns;
@@ -144,8 +139,7 @@ RunOptions ResidentOptions(uint64_t live_pages) {
 
 class RunnerTest : public testing::Test {
  protected:
-  absl::StatusOr<RunResult> Run(std::vector<LoadOp> ops,
-                                RunOptions options = {}) {
+  absl::StatusOr<RunResult> Run(std::vector<LoadOp> ops, RunOptions options = {}) {
     TraceSource source(std::move(ops));
     return RunLoad(source, machine_, clock_, options);
   }
@@ -166,11 +160,10 @@ TEST_F(RunnerTest, TraceAtItsTimesListsAsOneCallTimersBetween) {
   });
   ASSERT_TRUE(result.ok()) << result.status();
   EXPECT_THAT(machine_.log,
-              ElementsAre("@1000 attach 100 29", "@2001 mapat 100 32 n1",
-                          "@2003 mapat 100 16 n3", "@3000 unmap 100 16 n4",
-                          "@13000 timer", "@20000 mapat 101 1 n1",
-                          "@21000 detach 29", "@22000 delete 100",
-                          "@23000 mapat 102 1 n1", "@23000 flush"));
+              ElementsAre("@1000 attach 100 29", "@2001 mapat 100 32 n1", "@2003 mapat 100 16 n3",
+                          "@3000 unmap 100 16 n4", "@13000 timer", "@20000 mapat 101 1 n1",
+                          "@21000 detach 29", "@22000 delete 100", "@23000 mapat 102 1 n1",
+                          "@23000 flush"));
   EXPECT_THAT(machine_.touches, ElementsAre("100 16"));
   EXPECT_EQ(result->maps, 4u);
   EXPECT_EQ(result->unmaps, 1u);
@@ -184,40 +177,36 @@ TEST_F(RunnerTest, TraceAtItsTimesListsAsOneCallTimersBetween) {
 
 TEST_F(RunnerTest, DomainFreeDetachesWhatTheTraceDidNot) {
   ASSERT_TRUE(Run({Op(Kind::kAttach, 1, 0), Op(Kind::kDomainFree, 2, 0)}).ok());
-  EXPECT_THAT(machine_.log, ElementsAre("@1 attach 100 24", "@2 detach 24",
-                                        "@2 delete 100", "@2 flush"));
+  EXPECT_THAT(machine_.log,
+              ElementsAre("@1 attach 100 24", "@2 detach 24", "@2 delete 100", "@2 flush"));
 }
 
 TEST_F(RunnerTest, ResidentSetAfterTheBusiestDomainsAttachAndNotCounted) {
   // Domain 1 is busiest and touches [4 GiB, 4 GiB + 2 MiB): the set goes above.
   const uint64_t high = uint64_t{1} << 20;
   const auto result =
-      Run({Op(Kind::kAttach, 1, 0), Op(Kind::kMap, 2, 0, 1, 1),
-           Op(Kind::kAttach, 3, 1), Op(Kind::kMap, 4, 1, high, 1),
-           Op(Kind::kMap, 5, 1, 2, 1)},
+      Run({Op(Kind::kAttach, 1, 0), Op(Kind::kMap, 2, 0, 1, 1), Op(Kind::kAttach, 3, 1),
+           Op(Kind::kMap, 4, 1, high, 1), Op(Kind::kMap, 5, 1, 2, 1)},
           ResidentOptions(700));
   ASSERT_TRUE(result.ok()) << result.status();
-  EXPECT_EQ(machine_.log[3],
-            absl::StrCat("@3 resident 101 ", high + 512, " n700"));
+  EXPECT_EQ(machine_.log[3], absl::StrCat("@3 resident 101 ", high + 512, " n700"));
   EXPECT_EQ(result->exits, 2u);  // two attaches
   EXPECT_EQ(result->maps, 3u);
 }
 
 TEST_F(RunnerTest, NoRunWithoutItsResidentSet) {
   machine_.resident_status = absl::ResourceExhaustedError("no frames");
-  const auto result = Run({Op(Kind::kAttach, 1, 0), Op(Kind::kMap, 2, 0, 1, 1)},
-                          ResidentOptions(7));
+  const auto result =
+      Run({Op(Kind::kAttach, 1, 0), Op(Kind::kMap, 2, 0, 1, 1)}, ResidentOptions(7));
   EXPECT_EQ(result.status().code(), absl::StatusCode::kResourceExhausted);
-  const auto too_large =
-      Run({Op(Kind::kAttach, 1, 0), Op(Kind::kMap, 2, 0, 1, 1)},
-          ResidentOptions(uint64_t{1} << 27));
+  const auto too_large = Run({Op(Kind::kAttach, 1, 0), Op(Kind::kMap, 2, 0, 1, 1)},
+                             ResidentOptions(uint64_t{1} << 27));
   EXPECT_EQ(too_large.status().code(), absl::StatusCode::kResourceExhausted);
 }
 
 TEST_F(RunnerTest, ErrorsAreCountedOrEndTheRun) {
   machine_.next_status = absl::NotFoundError("not mapped");
-  auto result =
-      Run({Op(Kind::kUnmap, 1, 0, 1, 1), Op(Kind::kUnmap, 2, 0, 2, 1)});
+  auto result = Run({Op(Kind::kUnmap, 1, 0, 1, 1), Op(Kind::kUnmap, 2, 0, 2, 1)});
   ASSERT_TRUE(result.ok());
   EXPECT_EQ(result->failed_ops, 1u);
   EXPECT_THAT(machine_.touches,
@@ -267,10 +256,10 @@ TEST_F(RunnerTest, ClosedLoopWaitsForItsVcpu) {
 }
 
 TEST_F(RunnerTest, MergedMapsEndBeforeTimeGoesOn) {
-  ASSERT_TRUE(Run({Op(Kind::kMap, 5, 0, 1, 1), Op(Kind::kMap, 5, 0, 2, 1),
-                   Op(Kind::kMap, 6, 0, 3, 1), Op(Kind::kUnmap, 7, 0, 1, 1),
-                   Op(Kind::kUnmap, 8, 0, 2, 1)})
-                  .ok());
+  ASSERT_TRUE(
+      Run({Op(Kind::kMap, 5, 0, 1, 1), Op(Kind::kMap, 5, 0, 2, 1), Op(Kind::kMap, 6, 0, 3, 1),
+           Op(Kind::kUnmap, 7, 0, 1, 1), Op(Kind::kUnmap, 8, 0, 2, 1)})
+          .ok());
   EXPECT_EQ(machine_.map_syncs, 3);  // before 6, before 7, at the end
 }
 
@@ -287,23 +276,20 @@ TEST(TraceSource, ResidentPlaceAvoidsWhatIsTouched) {
   std::vector<LoadOp> ops;
   const uint64_t chunk = 512;  // 2 MiB in pages
   const uint64_t four_gib = uint64_t{1} << 20;
-  for (uint64_t c : {0, 2, 5})
-    ops.push_back(Op(Kind::kMap, 1, 3, four_gib + c * chunk, 1));
+  for (uint64_t c : {0, 2, 5}) ops.push_back(Op(Kind::kMap, 1, 3, four_gib + c * chunk, 1));
   ops.push_back(Op(Kind::kMap, 1, 0, 7, 1));
   const TraceSource source(ops);
   EXPECT_EQ(source.busiest_domain(), 3u);
   const Iova end(uint64_t{1} << 39);
   const auto place = [&](uint64_t chunks) {
-    return source.ResidentPlace(chunks * chunk * kPageSize, end)->value() /
-               kPageSize / chunk -
+    return source.ResidentPlace(chunks * chunk * kPageSize, end)->value() / kPageSize / chunk -
            four_gib / chunk;
   };
   EXPECT_EQ(place(1), 1u);
   EXPECT_EQ(place(2), 3u);
   EXPECT_EQ(place(3), 6u);
   // No room above 4 GiB: below, but not at page 0.
-  EXPECT_EQ(source.ResidentPlace(chunk * kPageSize,
-                                 Iova((four_gib + chunk) * kPageSize)),
+  EXPECT_EQ(source.ResidentPlace(chunk * kPageSize, Iova((four_gib + chunk) * kPageSize)),
             Iova(chunk * kPageSize));
   EXPECT_EQ(source.ResidentPlace(uint64_t{1} << 40, end), std::nullopt);
 }

@@ -16,8 +16,8 @@ class TempFile {
  public:
   explicit TempFile(const std::string& content, bool gzip = false) {
     static int count = 0;
-    path_ = testing::TempDir() + "viommu_load_" + std::to_string(getpid()) +
-            "_" + std::to_string(count++);
+    path_ = testing::TempDir() + "viommu_load_" + std::to_string(getpid()) + "_" +
+            std::to_string(count++);
     if (gzip) {
       gzFile file = gzopen(path_.c_str(), "wb");
       gzwrite(file, content.data(), static_cast<unsigned>(content.size()));

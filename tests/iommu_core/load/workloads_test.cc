@@ -16,8 +16,7 @@ namespace {
 using Kind = LoadOp::Kind;
 
 // Runs a load on vCPUs that need `op_ns` for each operation.
-std::vector<LoadOp> Collect(const std::string& name,
-                            const WorkloadParams& params,
+std::vector<LoadOp> Collect(const std::string& name, const WorkloadParams& params,
                             uint64_t op_ns = 1000) {
   auto source = MakeWorkload(name, params);
   EXPECT_TRUE(source.ok()) << source.status();
@@ -31,14 +30,12 @@ std::vector<LoadOp> Collect(const std::string& name,
 }
 
 bool Same(const LoadOp& a, const LoadOp& b) {
-  return a.kind == b.kind && a.cpu == b.cpu && a.time_ns == b.time_ns &&
-         a.tag == b.tag && a.guest_pa == b.guest_pa &&
-         a.size_bytes == b.size_bytes && a.access == b.access &&
+  return a.kind == b.kind && a.cpu == b.cpu && a.time_ns == b.time_ns && a.tag == b.tag &&
+         a.guest_pa == b.guest_pa && a.size_bytes == b.size_bytes && a.access == b.access &&
          a.list_continues == b.list_continues;
 }
 
-// Blackman and Vigna's reference output of xoshiro256** with the state that
-// splitmix64 makes of 0.
+// Blackman and Vigna's reference output of xoshiro256** with the state that splitmix64 makes of 0.
 TEST(Random, ReferenceVector) {
   Random random(0);
   EXPECT_EQ(random.Next(), 0x99ec5f36cb75f2b4u);
@@ -84,8 +81,7 @@ TEST_P(WorkloadTest, EveryUnmapHasItsMapAndTimesDoNotGoBack) {
       ASSERT_LE(op.guest_pa.value() + op.size_bytes, ram);
       for (uint64_t at = 0; at < op.size_bytes; at += kPageSize) {
         const uint64_t page = op.guest_pa.value() + at;
-        ASSERT_TRUE(page_user.emplace(page, op.tag).second)
-            << "one page mapped twice";
+        ASSERT_TRUE(page_user.emplace(page, op.tag).second) << "one page mapped twice";
         pages_of[op.tag].push_back(page);
       }
     } else {
@@ -103,8 +99,7 @@ TEST_P(WorkloadTest, EveryUnmapHasItsMapAndTimesDoNotGoBack) {
 
 INSTANTIATE_TEST_SUITE_P(All, WorkloadTest, testing::ValuesIn([] {
                            std::vector<std::string> names;
-                           for (const auto& info : Workloads())
-                             names.emplace_back(info.name);
+                           for (const auto& info : Workloads()) names.emplace_back(info.name);
                            return names;
                          }()),
                          [](const auto& test) {
@@ -114,11 +109,9 @@ INSTANTIATE_TEST_SUITE_P(All, WorkloadTest, testing::ValuesIn([] {
                          });
 
 TEST(Workloads, RatesAndLiveSets) {
-  // nic-rx-classic: 512 live buffers and 0.81 Mpps for the device, however many
-  // vCPUs.
+  // nic-rx-classic: 512 live buffers and 0.81 Mpps for the device, however many vCPUs.
   for (uint32_t vcpus : {1u, 4u}) {
-    const auto ops =
-        Collect("nic-rx-classic", {.ops = 20'000, .vcpus = vcpus}, 10);
+    const auto ops = Collect("nic-rx-classic", {.ops = 20'000, .vcpus = vcpus}, 10);
     int64_t live = 0;
     int64_t max_live = 0;
     for (const LoadOp& op : ops) {
@@ -126,22 +119,18 @@ TEST(Workloads, RatesAndLiveSets) {
       max_live = std::max(max_live, live);
     }
     EXPECT_EQ(max_live, 512 * vcpus);
-    const double rate =
-        20'000 / (1e-9 * static_cast<double>(ops.back().time_ns));
+    const double rate = 20'000 / (1e-9 * static_cast<double>(ops.back().time_ns));
     EXPECT_NEAR(rate, 0.81e6, 0.03e6) << vcpus;
   }
   // nvme-4k-rr: QD 32 over 80 us is 400k requests a second and queue.
   const auto nvme = Collect("nvme-4k-rr", {.ops = 40'000}, 0);
-  EXPECT_NEAR(40'000 / (1e-9 * static_cast<double>(nvme.back().time_ns)), 400e3,
-              20e3);
+  EXPECT_NEAR(40'000 / (1e-9 * static_cast<double>(nvme.back().time_ns)), 400e3, 20e3);
 }
 
 TEST(Workloads, OverloadSlowsTheLoadDown) {
-  // An operation of 100 us: 32 requests in flight no longer matter, the vCPU is
-  // the limit.
+  // An operation of 100 us: 32 requests in flight no longer matter, the vCPU is the limit.
   const auto ops = Collect("nvme-4k-rr", {.ops = 1'000}, 100'000);
-  EXPECT_NEAR(1e-9 * static_cast<double>(ops.back().time_ns),
-              2 * 1'000 * 100e-6, 0.01);
+  EXPECT_NEAR(1e-9 * static_cast<double>(ops.back().time_ns), 2 * 1'000 * 100e-6, 0.01);
 }
 
 TEST(Workloads, ListsEnd) {
@@ -161,9 +150,8 @@ TEST(Workloads, ListsEnd) {
 TEST(Workloads, RefusesByName) {
   const auto bad = MakeWorkload("nic", {});
   ASSERT_FALSE(bad.ok());
-  EXPECT_THAT(
-      std::string(bad.status().message()),
-      testing::HasSubstr("nic-rx-classic, nic-page-pool, rr, nvme-4k-rr"));
+  EXPECT_THAT(std::string(bad.status().message()),
+              testing::HasSubstr("nic-rx-classic, nic-page-pool, rr, nvme-4k-rr"));
   EXPECT_FALSE(MakeWorkload("rr", {.vcpus = 0}).ok());
   EXPECT_FALSE(MakeWorkload("rr", {.vcpus = kMaxWorkloadVcpus + 1}).ok());
   EXPECT_FALSE(MakeWorkload("rr", {.ops = 0}).ok());
