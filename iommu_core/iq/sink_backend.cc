@@ -1,0 +1,34 @@
+#include "iommu_core/iq/sink_backend.h"
+
+#include <utility>
+
+namespace viommu {
+
+void SinkBackend::SetNext(std::vector<DeviceTouch> touches, bool settled) {
+  touches_ = std::move(touches);
+  settled_ = settled;
+}
+
+std::optional<SinkCompletion> SinkBackend::TakeCompletion() {
+  return std::exchange(completion_, std::nullopt);
+}
+
+absl::StatusOr<UnitBackend::Outcome> SinkBackend::Execute(
+    std::span<const vtd::RawDescriptor> raw, std::span<const vtd::Descriptor> decoded) {
+  (void)decoded;  // the hypervisor decodes again: it trusts nothing of ours
+  if (!outstanding_) {
+    auto ticket = sink_.Post(raw, touches_, settled_);
+    if (!ticket.ok()) return ticket.status();
+    touches_.clear();
+    settled_ = false;
+    outstanding_ = *ticket;
+  }
+  auto done = sink_.Await(*outstanding_, timeout_);
+  if (!done.ok()) return done.status();
+  outstanding_.reset();
+  const Outcome outcome{done->consumed, done->error};
+  completion_ = *std::move(done);
+  return outcome;
+}
+
+}  // namespace viommu

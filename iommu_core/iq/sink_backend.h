@@ -1,0 +1,50 @@
+// The backend of a guest's virtual unit: every doorbell goes to the hypervisor as one message.
+#ifndef VIOMMU_IOMMU_CORE_IQ_SINK_BACKEND_H_
+#define VIOMMU_IOMMU_CORE_IQ_SINK_BACKEND_H_
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "iommu_core/iq/invalidation_sink.h"
+#include "iommu_core/iq/vtd_unit.h"
+
+namespace viommu {
+
+// Not thread-safe; driven by the holder of the queue lock.
+class SinkBackend final : public UnitBackend {
+ public:
+  // `sink` outlives the backend.
+  explicit SinkBackend(InvalidationSink& sink) : sink_(sink) {}
+
+  // What goes with the next doorbell (InvalidationSink::Post).
+  void SetNext(std::vector<DeviceTouch> touches, bool settled);
+  // How long a doorbell waits for its completion before it is left outstanding.
+  void set_timeout(absl::Duration timeout) { timeout_ = timeout; }
+  // The completion of the last doorbell that completed, once.
+  std::optional<SinkCompletion> TakeCompletion();
+
+  // Unavailable: not sent. DeadlineExceeded: sent, and awaited again (not sent again) by the next
+  // call, which the unit makes with the same descriptors.
+  absl::StatusOr<Outcome> Execute(std::span<const vtd::RawDescriptor> raw,
+                                  std::span<const vtd::Descriptor> decoded) override;
+  absl::Status RegistersChanged(const UnitRegisters& registers) override {
+    return sink_.UpdateRegisters(registers);
+  }
+
+ private:
+  InvalidationSink& sink_;
+  absl::Duration timeout_ = absl::Seconds(10);
+  std::vector<DeviceTouch> touches_;
+  bool settled_ = false;
+  std::optional<uint64_t> outstanding_;  // ticket of the doorbell that is being awaited
+  std::optional<SinkCompletion> completion_;
+};
+
+}  // namespace viommu
+
+#endif  // VIOMMU_IOMMU_CORE_IQ_SINK_BACKEND_H_
