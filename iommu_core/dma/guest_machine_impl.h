@@ -74,7 +74,7 @@ class GuestMachineImpl final : public GuestMachine {
   absl::Status CheckSegments(std::span<const Segment> segments) const;
   absl::Status DetachLocked(SourceId sid) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status MapLocked(DmaDomain& domain, Iova iova, std::span<const Segment> segments,
-                         Access access, uint32_t vcpu) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+                         Access access) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::StatusOr<UnmapOutcome> UnmapLocked(DmaDomain& domain, IovaRange range, uint32_t vcpu)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // The guest page behind each page of `range`, skipping what is not mapped.

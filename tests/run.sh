@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Every test: set-up, build, ctest. With VIOMMU_SANITIZERS=1 the asan-ubsan and tsan presets run
+# their unit tests first.
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+"$root/deploy/install-deps.sh"
+cd "$root"
+if [[ ${VIOMMU_SANITIZERS:-0} == 1 ]]; then
+  for preset in asan-ubsan tsan; do
+    "$root/deploy/build.sh" "$preset"
+    ctest --preset "$preset" -j "$(nproc)"
+  done
+fi
+"$root/deploy/build.sh" release
+ctest --preset release -j "$(nproc)"
