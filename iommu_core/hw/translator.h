@@ -1,6 +1,7 @@
 // Translation with caches: context cache, IOTLB, paging-structure caches (VT-d 6.2), and the
-// invalidations that empty them. Which lines are architecture and which are model choices is said at
-// each: sizes, associativity and replacement are choices; scopes of invalidation are architecture.
+// invalidations that empty them. Which lines are architecture and which are model choices is said
+// at each: sizes, associativity and replacement are choices; scopes of invalidation are
+// architecture.
 #ifndef VIOMMU_IOMMU_CORE_HW_TRANSLATOR_H_
 #define VIOMMU_IOMMU_CORE_HW_TRANSLATOR_H_
 
@@ -28,18 +29,19 @@ struct TranslatorOptions {
 
 struct TranslateOutcome {
   vtd::FaultReason reason = vtd::FaultReason::kNone;
-  bool record = false;      // the fault is to be recorded (FPD does not suppress it)
-  PhysAddr address;         // of the byte asked for
-  uint64_t page_size = 0;   // bytes of the cached leaf
-  Access access;            // effective permissions
+  bool record = false;     // the fault is to be recorded
+  PhysAddr address;        // of the byte asked for
+  uint64_t page_size = 0;  // bytes of the cached leaf
+  Access access;           // effective permissions
   DomainId domain_id;
   bool iotlb_hit = false;
+  bool interrupt_request = false;  // a write into 0xfeex_xxxx: a message, not a memory access
 };
 
 struct TranslatorStats {
   uint64_t iotlb_hits = 0;
   uint64_t iotlb_misses = 0;
-  uint64_t table_reads = 0;  // entries read by misses
+  uint64_t table_reads = 0;        // entries read by misses
   uint64_t invalidations[4] = {};  // IOTLB descriptors by granularity: 1 global, 2 domain, 3 page
 };
 

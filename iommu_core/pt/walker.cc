@@ -69,8 +69,8 @@ ContextLookup Walker::LookupContext(PhysAddr root_table, SourceId sid) const {
     return out;
   }
   // Step 3: AW and TT must be programmed to something this unit supports.
-  const bool width_ok = (vtd::cap::Sagaw::Get(rules_.caps.cap) >> out.entry.address_width_code()) &
-                        1;
+  const bool width_ok =
+      (vtd::cap::Sagaw::Get(rules_.caps.cap) >> out.entry.address_width_code()) & 1;
   bool type_ok = false;
   switch (out.entry.translation_type()) {
     case vtd::TranslationType::kUntranslatedOnly:
@@ -99,7 +99,8 @@ TableWalk Walker::WalkTable(PhysAddr table, int levels, Iova iova, Access wanted
     const auto raw = memory_.Read64(slot);
     ++out.entries_read;
     if (!raw) {
-      out.reason = FaultReason::kTableAccess;
+      // 7.1.3: an unreadable table at SSPTPTR makes the context entry invalid.
+      out.reason = level == levels ? FaultReason::kContextInvalid : FaultReason::kTableAccess;
       return out;
     }
     const vtd::SecondStagePte pte{*raw};
@@ -120,6 +121,11 @@ TableWalk Walker::WalkTable(PhysAddr table, int levels, Iova iova, Access wanted
     }
     if (pte.leaf(level)) {
       out.page = pte.address(rules_.haw_bits, level);
+      // 3.14: blocked where the result, not merely the page, is in the interrupt range.
+      if (vtd::InInterruptRange(out.page.value() + (iova.value() & (vtd::LevelSize(level) - 1)))) {
+        out.reason = FaultReason::kInterruptRangeOutput;
+        return out;
+      }
       out.snoop = pte.snoop();
       return out;
     }
@@ -163,8 +169,7 @@ Translation Walker::Translate(PhysAddr root_table, SourceId sid, Iova iova, Acce
   return out;
 }
 
-absl::Status Walker::ForEachLeaf(PhysAddr table, int levels, IovaRange range,
-                                 uint64_t max_entries,
+absl::Status Walker::ForEachLeaf(PhysAddr table, int levels, IovaRange range, uint64_t max_entries,
                                  absl::FunctionRef<void(const LeafMapping&)> visit) const {
   constexpr int kMaxLevels = 5;
   struct Frame {
@@ -172,9 +177,8 @@ absl::Status Walker::ForEachLeaf(PhysAddr table, int levels, IovaRange range,
     Access access;
   };
   std::array<Frame, kMaxLevels + 1> stack;
-  const uint64_t top = vtd::WidthOfLevels(levels) >= 64
-                           ? ~uint64_t{0}
-                           : uint64_t{1} << vtd::WidthOfLevels(levels);
+  const uint64_t top =
+      vtd::WidthOfLevels(levels) >= 64 ? ~uint64_t{0} : uint64_t{1} << vtd::WidthOfLevels(levels);
   uint64_t at = range.first.value();
   const uint64_t end = std::min(range.end.value(), top);
   uint64_t read = 0;

@@ -73,6 +73,9 @@ struct ContextEntry {
 };
 static_assert(sizeof(ContextEntry) == 16 && std::is_trivially_copyable_v<ContextEntry>);
 
+// 3.14: requests to this range are interrupt requests, and no translation may lead into it.
+constexpr bool InInterruptRange(uint64_t address) { return (address >> 20) == 0xfee; }
+
 constexpr int RootIndex(SourceId sid) { return sid.value() >> 8; }
 constexpr int ContextIndex(SourceId sid) { return sid.value() & 0xff; }
 
