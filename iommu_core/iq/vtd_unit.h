@@ -42,9 +42,10 @@ class UnitBackend {
 };
 
 struct VtdUnitOptions {
+  // ECAP.IRO and CAP.FRO place their registers behind the fixed ones (0xc0 and above).
   vtd::Capabilities caps;
   int haw_bits = 48;
-  // Reproduce QEMU's departures from the specification (iommu_core/hw/README.md lists each).
+  // Reproduce QEMU's departures from the specification (README.md lists each).
   bool qemu_quirks = false;
   std::function<void()> fault_event;         // FECTL: message would be sent
   std::function<void()> invalidation_event;  // IECTL: message would be sent
@@ -72,7 +73,7 @@ class VtdUnit final : public RegisterPort {
 
   const UnitRegisters& latched() const;
   const vtd::Capabilities& caps() const;
-  // Totals since construction, indexed by descriptor type (1 context .. 5 wait).
+  // IQT writes while the queue was enabled, since construction.
   uint64_t doorbells() const;
 
  private:
