@@ -63,12 +63,13 @@ absl::Status FlushQueue::Add(FlushEntry entry, uint32_t cpu, uint64_t now_ns) {
 }
 
 absl::Status FlushQueue::OnTimer(uint64_t now_ns) {
+  const uint32_t cpu = timer_cpu_;  // where it fired, whoever arms it next
   timer_ns_.reset();
   if (absl::Status status = Flush(FlushReason::kTimeout); !status.ok()) {
-    Arm(now_ns, timer_cpu_);
+    Arm(now_ns, cpu);
     return status;
   }
-  for (Ring& ring : rings_) Reclaim(ring, timer_cpu_);
+  for (Ring& ring : rings_) Reclaim(ring, cpu);
   return absl::OkStatus();
 }
 
