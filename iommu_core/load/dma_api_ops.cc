@@ -64,9 +64,8 @@ class Pairing {
     }
     op.tag = ++next_tag_;
     const auto next = lists.lower_bound(op.iova.value());
-    const bool overlaps =
-        (next != lists.end() && next->first < end) ||
-        (next != lists.begin() && std::prev(next)->second.end > op.iova.value());
+    const bool overlaps = (next != lists.end() && next->first < end) ||
+                          (next != lists.begin() && std::prev(next)->second.end > op.iova.value());
     // An identity map is placed where its user wants it, not where an allocator would.
     if (overlaps || op.iova.value() == op.guest_pa.value()) irregular_.insert(op.domain);
     lists[op.iova.value()] = {{i}, end, op.tag};
@@ -120,9 +119,8 @@ class Pairing {
     for (size_t k = 1; k < list.maps.size(); ++k) {
       if (ops_[list.maps[k]].iova.value() != at) continue;
       ops_[list.maps[k - 1]].list_continues = false;
-      List rest{{list.maps.begin() + static_cast<ptrdiff_t>(k), list.maps.end()},
-                list.end,
-                ++next_tag_};
+      List rest{
+          {list.maps.begin() + static_cast<ptrdiff_t>(k), list.maps.end()}, list.end, ++next_tag_};
       for (const size_t m : rest.maps) ops_[m].tag = rest.tag;
       list.maps.resize(k);
       list.end = at;
@@ -133,10 +131,10 @@ class Pairing {
   }
 
   std::vector<LoadOp>& ops_;
-  absl::flat_hash_map<uint32_t, Lists> live_;              // by domain, then first iova
-  absl::flat_hash_map<uint16_t, uint64_t> open_;           // CPU -> first iova of its open list
+  absl::flat_hash_map<uint32_t, Lists> live_;     // by domain, then first iova
+  absl::flat_hash_map<uint16_t, uint64_t> open_;  // CPU -> first iova of its open list
   absl::flat_hash_map<uint16_t, std::vector<size_t>> map_index_;
-  absl::flat_hash_map<size_t, size_t> ordinal_;            // map op -> its rank on its CPU
+  absl::flat_hash_map<size_t, size_t> ordinal_;  // map op -> its rank on its CPU
   absl::flat_hash_set<uint32_t> irregular_;
   uint64_t next_tag_ = 0;
 };

@@ -1,0 +1,308 @@
+// viommu compare: one row per policy x strategy x live pages x vcpus.
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <memory>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "guest_svc/client/command.h"
+#include "guest_svc/client/comparison.h"
+#include "guest_svc/client/load_input.h"
+#include "guest_svc/client/output.h"
+#include "guest_svc/client/report.h"
+#include "guest_svc/client/service_pair.h"
+#include "guest_svc/client/workload_client.h"
+#include "iommu_core/dma/guest_config.h"
+#include "iommu_core/shadow/hypervisor_session.h"
+#include "svc_common/service_host.h"
+
+namespace viommu::client {
+namespace {
+
+constexpr char kProgram[] = "viommu compare";
+constexpr char kExamples[] =
+    "  viommu compare --trace=tests/data/linux/6.1_cmon_strict1_r4k/trace.txt.gz\n"
+    "  viommu compare --workload=mixed --policies=strict,lazy --live_pages=1024,65536 --json=-\n"
+    "  viommu compare --trace=t.gz --report=viommu-report.html --cost_preset=in-kernel-trap\n"
+    "  viommu compare --workload=rr --vcpus=1,2,4 --guest=127.0.0.1:7001 "
+    "--hypervisor=127.0.0.1:7002\n";
+// Entries of the private pair's DMA container. VFIO's own limit (65,535) is below 131,072 live 4K
+// pages; its effect is shown by hypervisor_svc --dma_entry_limit, not in this comparison.
+constexpr uint64_t kPairEntryLimit = 4'194'304;
+constexpr uint64_t kMaxLivePages = uint64_t{1} << 24;
+
+struct Options {
+  std::string trace;
+  std::string workload;
+  std::string policies = "strict,lazy,lazy-single,lazy-psi";
+  std::string strategies = "walk,walk-shared";
+  std::string live_pages = "1024,16384,131072";
+  std::string vcpus;
+  uint64_t ops = 20'000;
+  uint64_t seed = 1;
+  uint32_t hz = 250;
+  std::string map_sync = "each";
+  std::string hint = "never";
+  std::string cost_preset = "qemu-trap";
+  std::string verify;
+  std::string report;
+  std::string json;
+  std::string guest;
+  std::string hypervisor;
+  bool allow_lost_events = false;
+  TlsFlags tls;
+
+  void AddTo(FlagSet& flags) {
+    flags.AddString("trace", &trace, "ftrace or perf text of a map/unmap stream, gzip'd or not");
+    flags.AddString("workload", &workload, "synthetic load instead of a trace");
+    flags.AddString("policies", &policies, "guest policies, comma-separated");
+    flags.AddString("strategies", &strategies, "hypervisor strategies, comma-separated");
+    flags.AddString("live_pages", &live_pages,
+                    "resident 4K pages beside the load, comma-separated");
+    flags.AddString("vcpus", &vcpus,
+                    "vCPUs, comma-separated; empty: the trace's own, 1 for a workload");
+    flags.AddNumber("ops", &ops, 1, uint64_t{1} << 32, "map/unmap pairs of a workload");
+    flags.AddNumber("seed", &seed, 0, ~uint64_t{0}, "seed of a workload");
+    flags.AddNumber("hz", &hz, 24, 10'000, "guest tick");
+    flags.AddString("map_sync", &map_sync, "map-time invalidations: each or merged");
+    flags.AddString("ih", &hint, "invalidation hint at unmap: never or linux-6.12");
+    flags.AddString("cost_preset", &cost_preset, "constants of modelled time: name or path");
+    flags.AddString("verify", &verify,
+                    "oracle: off, sampled or full; empty: the hypervisor's setting");
+    flags.AddString("report", &report, "write a self-contained HTML report here");
+    flags.AddString("json", &json, "write viommu.compare.v1 here; - for standard output");
+    flags.AddString("guest", &guest, "a running guest_svc; empty: a private pair");
+    flags.AddString("hypervisor", &hypervisor,
+                    "the hypervisor_svc behind --guest; must answer before the run starts");
+    flags.AddBool("allow_lost_events", &allow_lost_events, "take a trace that lost events");
+    tls.AddTo(flags);
+  }
+};
+
+struct Plan {
+  std::vector<std::string> policies;
+  std::vector<std::string> strategies;
+  std::vector<uint64_t> live_pages;
+  std::vector<uint64_t> vcpus;
+};
+
+absl::StatusOr<Plan> MakePlan(const Options& options, const LoadInput& input) {
+  Plan plan;
+  const auto policies = SplitList(options.policies);
+  if (!policies.ok()) return policies.status();
+  plan.policies = *policies;
+  for (const std::string& name : plan.policies) {
+    if (auto policy = ParsePolicy(name); !policy.ok()) return policy.status();
+  }
+  const auto strategies = SplitList(options.strategies);
+  if (!strategies.ok()) return strategies.status();
+  plan.strategies = *strategies;
+  for (const std::string& name : plan.strategies) {
+    if (auto strategy = ParseStrategy(name); !strategy.ok()) return strategy.status();
+  }
+  if (auto sync = ParseMapSync(options.map_sync); !sync.ok()) return sync.status();
+  if (auto hint = ParseHintMode(options.hint); !hint.ok()) return hint.status();
+  if (!options.verify.empty()) {
+    if (auto verify = ParseVerify(options.verify); !verify.ok()) return verify.status();
+  }
+  const auto live = SplitNumbers(options.live_pages);
+  if (!live.ok()) return live.status();
+  plan.live_pages = *live;
+  for (uint64_t pages : plan.live_pages) {
+    if (pages > kMaxLivePages) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--live_pages: ", pages, " is more than ", kMaxLivePages));
+    }
+  }
+  const uint32_t trace_cpus = input.trace.info.cpus;
+  if (options.vcpus.empty()) {
+    plan.vcpus = {trace_cpus};
+  } else {
+    const auto vcpus = SplitNumbers(options.vcpus);
+    if (!vcpus.ok()) return vcpus.status();
+    plan.vcpus = *vcpus;
+    for (uint64_t n : plan.vcpus) {
+      if (n < trace_cpus || n > kMaxVcpus) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("--vcpus: ", n, " is not between ", trace_cpus, " and ", kMaxVcpus));
+      }
+    }
+  }
+  std::sort(plan.live_pages.begin(), plan.live_pages.end());
+  return plan;
+}
+
+std::vector<std::string> Notes(const Options& options, const LoadInput& input, const Plan& plan,
+                               bool private_pair) {
+  std::vector<std::string> notes;
+  if (std::any_of(plan.policies.begin(), plan.policies.end(), [](const std::string& name) {
+        return DecidePolicy(*ParsePolicy(name), false, {true}).effective != *ParsePolicy(name);
+      })) {
+    notes.push_back(
+        "Caching mode would make every domain strict (Linux since 5.11); the lazy policies run as "
+        "if DMA-FQ had been written to the group's type.");
+  }
+  if (private_pair) {
+    notes.push_back(absl::StrCat("The private pair's DMA container has ", Grouped(kPairEntryLimit),
+                                 " entries; VFIO's own limit of 65,535 would refuse maps of a "
+                                 "larger live set."));
+  }
+  if (!input.trace.ops.empty()) {
+    notes.push_back(
+        "The trace runs as its drivers' calls: which IOVA a buffer gets is decided by the policy's "
+        "own allocator state, times and sizes are the recorded ones.");
+    if (input.recorded_domains > 0) {
+      notes.push_back(absl::StrCat(input.recorded_domains,
+                                   " domains keep their recorded IOVAs: their unmaps do not pair "
+                                   "with whole maps."));
+    }
+    if (input.trace.info.lost_events > 0) {
+      notes.push_back(absl::StrCat("The kernel lost ", Grouped(input.trace.info.lost_events),
+                                   " events of this trace."));
+    }
+  }
+  if (!options.verify.empty()) notes.push_back(absl::StrCat("Oracle: ", options.verify, "."));
+  notes.push_back(
+      "Modelled time is exact counts times the preset's constants on a virtual clock; it is no "
+      "measurement of a hypervisor.");
+  return notes;
+}
+
+absl::Status RunRows(const Options& options, const Plan& plan, const LoadInput& input,
+                     v1::GuestService::StubInterface& guest, ServicePair* pair,
+                     Comparison& comparison) {
+  const size_t total =
+      plan.policies.size() * plan.strategies.size() * plan.live_pages.size() * plan.vcpus.size();
+  Progress progress(kProgram);
+  for (uint64_t vcpus : plan.vcpus) {
+    for (const std::string& strategy : plan.strategies) {
+      for (uint64_t live_pages : plan.live_pages) {
+        for (const std::string& policy : plan.policies) {
+          v1::WorkloadSpec spec;
+          spec.set_policy(policy);
+          spec.set_strategy(strategy);
+          spec.set_live_pages(live_pages);
+          spec.set_vcpus(static_cast<uint32_t>(vcpus));
+          spec.set_op_count(options.ops);
+          spec.set_seed(options.seed);
+          spec.set_map_sync(options.map_sync);
+          spec.set_force_lazy(true);
+          spec.set_hz(options.hz);
+          spec.set_hint(options.hint);
+          *spec.mutable_cost_preset() = comparison.cost_preset;
+          spec.set_verify(options.verify);
+          spec.set_touch_after_unmap(true);
+          const std::string name =
+              absl::StrFormat("row %d of %d, %s x %s, %s live pages", comparison.rows.size() + 1,
+                              total, policy, strategy, Grouped(live_pages));
+          WorkloadCallbacks callbacks;
+          callbacks.progress = [&](uint64_t done, uint64_t all) {
+            progress.Say(all == 0 ? absl::StrFormat("%s: %s operations", name, Grouped(done))
+                                  : absl::StrFormat("%s: %d %%", name,
+                                                    std::min<uint64_t>(100, 100 * done / all)));
+          };
+          absl::StatusOr<v1::WorkloadResult> result = RunWorkload(guest, spec, input, callbacks);
+          if (!result.ok()) {
+            if (pair != nullptr) {
+              if (absl::Status ended = pair->Check(); !ended.ok()) return ended;
+            }
+            return absl::Status(result.status().code(),
+                                absl::StrCat(name, ": ", result.status().message()));
+          }
+          if (result->policy() != policy) {
+            return absl::FailedPreconditionError(absl::StrCat(
+                name, ": the guest ran `", result->policy(), "` instead; this row would mislead"));
+          }
+          comparison.rows.push_back(
+              {policy, strategy, live_pages, static_cast<uint32_t>(vcpus), *std::move(result)});
+        }
+      }
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Run(const Options& options, Comparison& comparison) {
+  const auto input =
+      ReadInput(options.trace, options.workload, TraceUse::kDriverCalls, options.allow_lost_events);
+  if (!input.ok()) return input.status();
+  const auto plan = MakePlan(options, *input);
+  if (!plan.ok()) return plan.status();
+  auto preset = FindCostPreset(options.cost_preset);
+  if (!preset.ok()) return preset.status();
+  comparison.input = input->name;
+  comparison.seed = options.seed;
+  comparison.cost_preset = *std::move(preset);
+  comparison.version = BuildVersion();
+
+  std::unique_ptr<ServicePair> pair;
+  std::string address = options.guest;
+  if (address.empty()) {
+    if (!options.hypervisor.empty()) {
+      return absl::InvalidArgumentError("--hypervisor without --guest");
+    }
+    PairOptions pair_options;
+    pair_options.hypervisor_flags = {absl::StrCat("--dma_entry_limit=", kPairEntryLimit)};
+    // A session may ask for less verifying than its server does, never for more.
+    if (!options.verify.empty()) {
+      pair_options.hypervisor_flags.push_back(absl::StrCat("--verify=", options.verify));
+    }
+    auto started = ServicePair::Start(pair_options);
+    if (!started.ok()) return started.status();
+    pair = *std::move(started);
+    address = pair->guest_address();
+  }
+  if (!options.hypervisor.empty()) {
+    if (auto hypervisor = Connect(options.hypervisor, options.tls); !hypervisor.ok()) {
+      return hypervisor.status();
+    }
+  }
+  comparison.notes = Notes(options, *input, *plan, pair != nullptr);
+  const auto channel = Connect(address, options.tls);
+  if (!channel.ok()) return channel.status();
+  const auto guest = v1::GuestService::NewStub(*channel);
+  return RunRows(options, *plan, *input, *guest, pair.get(), comparison);
+}
+
+}  // namespace
+
+int RunCompare(const Args& args) {
+  Options options;
+  FlagSet flags(kProgram, "what each invalidation policy costs under each hypervisor strategy");
+  options.AddTo(flags);
+  if (const auto exit_code = ParseArgs(flags, kExamples, args)) return *exit_code;
+  Comparison comparison;
+  comparison.command = QuoteCommand(kProgram, args);
+  if (absl::Status status = Run(options, comparison); !status.ok()) return Fail(kProgram, status);
+
+  // With --json=- standard output is the document's.
+  std::FILE* out = options.json == "-" ? stderr : stdout;
+  std::fprintf(out, "%s, seed %llu, cost preset %s\n\n%s\n", comparison.input.c_str(),
+               static_cast<unsigned long long>(comparison.seed),
+               comparison.cost_preset.name().c_str(), ToTable(comparison).c_str());
+  for (const std::string& sentence : Answer(comparison)) {
+    std::fprintf(out, "%s\n", sentence.c_str());
+  }
+  std::fprintf(out, "\n");
+  for (const std::string& note : comparison.notes) std::fprintf(out, "Note: %s\n", note.c_str());
+  if (!options.json.empty()) {
+    if (absl::Status s = WriteJson(options.json, ToJson(comparison)); !s.ok()) {
+      return Fail(kProgram, s);
+    }
+  }
+  if (!options.report.empty()) {
+    if (absl::Status s = WriteFile(options.report, ToHtml(comparison)); !s.ok()) {
+      return Fail(kProgram, s);
+    }
+    std::fprintf(out, "Report: %s\n", options.report.c_str());
+  }
+  if (const uint64_t mismatches = ShadowMismatches(comparison); mismatches != 0) {
+    return Fail(kProgram, absl::InternalError(absl::StrCat(
+                              Grouped(mismatches), " pages of shadow and reference walk differ")));
+  }
+  return kExitOk;
+}
+
+}  // namespace viommu::client

@@ -1,0 +1,257 @@
+#include "guest_svc/client/comparison.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+
+namespace viommu::client {
+namespace {
+
+std::vector<const CompareRow*> Select(const Comparison& comparison, const std::string& policy,
+                                      const std::string& strategy, uint32_t vcpus) {
+  std::vector<const CompareRow*> rows;
+  for (const CompareRow& row : comparison.rows) {
+    if (row.policy == policy && row.strategy == strategy && row.vcpus == vcpus) {
+      rows.push_back(&row);
+    }
+  }
+  std::sort(rows.begin(), rows.end(),
+            [](const CompareRow* a, const CompareRow* b) { return a->live_pages < b->live_pages; });
+  return rows;
+}
+
+// Every (strategy, vcpus) in order of appearance.
+std::vector<std::pair<std::string, uint32_t>> Settings(const Comparison& comparison) {
+  std::vector<std::pair<std::string, uint32_t>> settings;
+  for (const CompareRow& row : comparison.rows) {
+    const std::pair<std::string, uint32_t> setting(row.strategy, row.vcpus);
+    if (std::find(settings.begin(), settings.end(), setting) == settings.end()) {
+      settings.push_back(setting);
+    }
+  }
+  return settings;
+}
+
+bool SeveralVcpus(const Comparison& comparison) {
+  return std::any_of(comparison.rows.begin(), comparison.rows.end(), [&](const CompareRow& row) {
+    return row.vcpus != comparison.rows.front().vcpus;
+  });
+}
+
+std::string SettingName(const Comparison& comparison, const std::string& strategy, uint32_t vcpus) {
+  return SeveralVcpus(comparison) ? absl::StrCat("`", strategy, "`, ", vcpus, " vCPUs")
+                                  : absl::StrCat("`", strategy, "`");
+}
+
+std::string ReadRatios(const Comparison& comparison, const std::string& strategy, uint32_t vcpus) {
+  const auto lazy = Select(comparison, "lazy", strategy, vcpus);
+  const auto strict = Select(comparison, "strict", strategy, vcpus);
+  std::vector<std::string> parts;
+  for (const CompareRow* a : lazy) {
+    for (const CompareRow* b : strict) {
+      if (a->live_pages != b->live_pages || b->entries_read_per_unmap() == 0) continue;
+      const double ratio = a->entries_read_per_unmap() / b->entries_read_per_unmap();
+      parts.push_back(absl::StrCat(Short(ratio), " times at ", Grouped(a->live_pages)));
+    }
+  }
+  if (parts.empty()) return "";
+  return absl::StrCat("With ", SettingName(comparison, strategy, vcpus),
+                      ", `lazy` makes the hypervisor read this many times the table entries per "
+                      "unmap that `strict` does: ",
+                      absl::StrJoin(parts, ", "), " live pages.");
+}
+
+std::string SwapSentence(const Comparison& comparison, const std::string& first,
+                         const std::string& second, const std::string& strategy, uint32_t vcpus) {
+  const auto a = Select(comparison, first, strategy, vcpus);
+  const auto b = Select(comparison, second, strategy, vcpus);
+  if (a.empty() || b.empty()) return "";
+  const std::string head = absl::StrCat("Under the cost preset ", comparison.cost_preset.name(),
+                                        " and ", SettingName(comparison, strategy, vcpus), ", ");
+  const auto cross = FindCrossover(comparison, first, second, strategy, vcpus);
+  if (cross) {
+    const std::string& below = cross->first_cheaper_below ? first : second;
+    const std::string& above = cross->first_cheaper_below ? second : first;
+    return absl::StrCat(
+        head, "`", first, "` and `", second, "` swap places between ", Grouped(cross->below),
+        " and ", Grouped(cross->above), " live pages, about ",
+        Grouped(static_cast<uint64_t>(std::llround(cross->live_pages))),
+        " by linear interpolation: `", below, "` is cheaper below, `", above, "` above.");
+  }
+  const bool first_cheaper = a.front()->ns_per_unmap() < b.front()->ns_per_unmap();
+  const std::string range =
+      a.front()->live_pages == a.back()->live_pages
+          ? absl::StrCat("at ", Grouped(a.front()->live_pages))
+          : absl::StrCat("at every measured size from ", Grouped(a.front()->live_pages), " to ",
+                         Grouped(a.back()->live_pages));
+  return absl::StrCat(head, "`", first, "` and `", second, "` do not swap places: `",
+                      first_cheaper ? first : second, "` is cheaper ", range, " live pages (",
+                      Duration(a.back()->ns_per_unmap()), " and ",
+                      Duration(b.back()->ns_per_unmap()), " per unmap at the largest).");
+}
+
+}  // namespace
+
+double CompareRow::PerUnmap(double total) const {
+  return result.unmaps() == 0 ? 0 : total / static_cast<double>(result.unmaps());
+}
+double CompareRow::entries_read_per_unmap() const {
+  return PerUnmap(static_cast<double>(result.sync().ptes_read()));
+}
+double CompareRow::entries_changed_per_unmap() const {
+  return PerUnmap(static_cast<double>(result.sync().ptes_changed()));
+}
+
+std::optional<Crossover> FindCrossover(const Comparison& comparison, const std::string& first,
+                                       const std::string& second, const std::string& strategy,
+                                       uint32_t vcpus) {
+  const auto a = Select(comparison, first, strategy, vcpus);
+  const auto b = Select(comparison, second, strategy, vcpus);
+  struct Point {
+    uint64_t live;
+    double difference;  // first minus second
+  };
+  std::vector<Point> points;
+  for (const CompareRow* x : a) {
+    for (const CompareRow* y : b) {
+      if (x->live_pages == y->live_pages) {
+        points.push_back({x->live_pages, x->ns_per_unmap() - y->ns_per_unmap()});
+      }
+    }
+  }
+  // A measured size at which they cost the same decides nothing; the sizes around it do.
+  std::erase_if(points, [](const Point& point) { return point.difference == 0; });
+  for (size_t i = 1; i < points.size(); ++i) {
+    const Point& p = points[i - 1];
+    const Point& q = points[i];
+    if ((p.difference < 0) == (q.difference < 0)) continue;
+    Crossover cross;
+    cross.below = p.live;
+    cross.above = q.live;
+    cross.live_pages = static_cast<double>(p.live) + static_cast<double>(q.live - p.live) *
+                                                         p.difference /
+                                                         (p.difference - q.difference);
+    cross.first_cheaper_below = p.difference < 0;
+    return cross;
+  }
+  return std::nullopt;
+}
+
+std::vector<std::string> Answer(const Comparison& comparison) {
+  std::vector<std::string> sentences;
+  const auto add = [&](std::string sentence) {
+    if (!sentence.empty()) sentences.push_back(std::move(sentence));
+  };
+  for (const auto& [strategy, vcpus] : Settings(comparison)) {
+    add(ReadRatios(comparison, strategy, vcpus));
+    add(SwapSentence(comparison, "lazy-single", "strict", strategy, vcpus));
+    add(SwapSentence(comparison, "lazy", "strict", strategy, vcpus));
+  }
+  if (sentences.empty()) {
+    sentences.push_back("`strict` and a lazy policy are both needed to say what batching costs.");
+  }
+  return sentences;
+}
+
+std::string ToTable(const Comparison& comparison) {
+  TextTable table({"strategy", "live pages", "vcpus", "policy", "unmaps", "exits", "psi", "dsi",
+                   "read/unmap", "changed/unmap", "model/unmap", "stale page s", "oldest",
+                   "stale hits", "mismatches"});
+  for (const CompareRow& row : comparison.rows) {
+    const v1::WorkloadResult& r = row.result;
+    table.Add({row.strategy, Grouped(row.live_pages), absl::StrCat(row.vcpus), row.policy,
+               Grouped(r.unmaps()), Grouped(r.exits()), Grouped(r.descriptors_iotlb_page()),
+               Grouped(r.descriptors_iotlb_domain()), Short(row.entries_read_per_unmap()),
+               Short(row.entries_changed_per_unmap()), Duration(row.ns_per_unmap()),
+               Short(r.stale_page_seconds()), Duration(r.stale_age_max_seconds() * 1e9),
+               Grouped(r.stale_dma_hits()), Grouped(r.sync().shadow_mismatches())});
+  }
+  return table.ToString();
+}
+
+Json ToJson(const Comparison& comparison) {
+  Json json;
+  json["schema"] = "viommu.compare.v1";
+  json["seed"] = comparison.seed;
+  json["cost_preset"] = comparison.cost_preset.name();
+  json["input"] = comparison.input;
+  json["command"] = comparison.command;
+  json["version"] = comparison.version;
+  json["notes"] = comparison.notes;
+  json["answer"] = Answer(comparison);
+  Json constants = Json::array();
+  for (const v1::CostConstant& c : comparison.cost_preset.constants()) {
+    constants.push_back({{"name", c.name()},
+                         {"value_ns", c.value_ns()},
+                         {"low_ns", c.low_ns()},
+                         {"high_ns", c.high_ns()},
+                         {"certainty", c.certainty()},
+                         {"source", c.source()}});
+  }
+  json["cost_constants"] = std::move(constants);
+  Json rows = Json::array();
+  for (const CompareRow& row : comparison.rows) {
+    const v1::WorkloadResult& r = row.result;
+    const v1::SyncCost& sync = r.sync();
+    Json j;
+    j["policy"] = row.policy;
+    j["strategy"] = row.strategy;
+    j["live_pages"] = row.live_pages;
+    j["vcpus"] = row.vcpus;
+    j["maps"] = r.maps();
+    j["unmaps"] = r.unmaps();
+    j["pages_mapped"] = r.pages_mapped();
+    j["pages_unmapped"] = r.pages_unmapped();
+    j["exits"] = r.exits();
+    j["descriptors"] = {{"iotlb_page", r.descriptors_iotlb_page()},
+                        {"iotlb_domain", r.descriptors_iotlb_domain()},
+                        {"iotlb_global", r.descriptors_iotlb_global()},
+                        {"context", r.descriptors_context()},
+                        {"device_tlb", r.descriptors_device_tlb()},
+                        {"wait", r.descriptors_wait()}};
+    j["table_pages_read"] = sync.table_pages_read();
+    j["ptes_read"] = sync.ptes_read();
+    j["bytes_read"] = sync.bytes_read();
+    j["ptes_changed"] = sync.ptes_changed();
+    j["dma_maps"] = sync.dma_maps();
+    j["dma_unmaps"] = sync.dma_unmaps();
+    j["pinned_pages_max"] = r.pinned_pages_max();
+    j["iotlb_invalidations"] = sync.iotlb_invalidations();
+    j["shadow_mismatches"] = sync.shadow_mismatches();
+    j["stale_page_seconds"] = r.stale_page_seconds();
+    j["stale_age_max_seconds"] = r.stale_age_max_seconds();
+    j["stale_dma_hits"] = r.stale_dma_hits();
+    j["reused_while_stale_pages"] = r.reused_while_stale_pages();
+    j["modelled_ns_per_unmap"] = row.ns_per_unmap();
+    j["modelled_ns_total"] = r.modelled_ns_total();
+    j["modelled_ns"] = {{"guest", r.modelled_guest_ns()}, {"exit", r.modelled_exit_ns()},
+                        {"walk", r.modelled_walk_ns()},   {"dma", r.modelled_dma_ns()},
+                        {"hw", r.modelled_hw_ns()},       {"wait", r.modelled_wait_ns()}};
+    j["leaves_visited"] = sync.leaves_visited();
+    j["dma_map_failures"] = sync.dma_map_failures();
+    j["refused_pages"] = r.refused_pages();
+    j["verified_pages"] = sync.verified_pages();
+    j["flushes"] = {
+        {"full", r.flushes_full()}, {"timeout", r.flushes_timeout()}, {"sync", r.flushes_sync()}};
+    j["failed_ops"] = r.failed_ops();
+    j["virtual_seconds"] = r.virtual_seconds();
+    j["wall_seconds"] = r.wall_seconds();
+    j["wall_ns_per_unmap_p50"] = r.wall_ns_per_unmap_p50();
+    j["wall_ns_per_unmap_p99"] = r.wall_ns_per_unmap_p99();
+    rows.push_back(std::move(j));
+  }
+  json["rows"] = std::move(rows);
+  return json;
+}
+
+uint64_t ShadowMismatches(const Comparison& comparison) {
+  uint64_t sum = 0;
+  for (const CompareRow& row : comparison.rows) sum += row.result.sync().shadow_mismatches();
+  return sum;
+}
+
+}  // namespace viommu::client

@@ -1,0 +1,36 @@
+#include "guest_svc/client/load_input.h"
+
+#include <utility>
+
+#include "iommu_core/load/dma_api_ops.h"
+#include "iommu_core/load/workloads.h"
+
+namespace viommu::client {
+
+absl::StatusOr<LoadInput> ReadInput(const std::string& trace, const std::string& workload,
+                                    TraceUse use, bool allow_lost_events) {
+  if (trace.empty() == workload.empty()) {
+    return absl::InvalidArgumentError("one of --trace and --workload is needed");
+  }
+  LoadInput input;
+  if (!workload.empty()) {
+    // A wrong name is better known before processes start.
+    if (auto made = MakeWorkload(workload, {}); !made.ok()) return made.status();
+    input.name = workload;
+    input.workload = workload;
+    return input;
+  }
+  absl::StatusOr<Trace> read = ReadTrace(trace, {.allow_lost_events = allow_lost_events});
+  if (!read.ok()) return read.status();
+  input.name = trace;
+  input.workload = "trace";
+  input.trace = *std::move(read);
+  if (use == TraceUse::kDriverCalls) {
+    DmaApiOps calls = ToDmaApiOps(std::move(input.trace.ops));
+    input.trace.ops = std::move(calls.ops);
+    input.recorded_domains = calls.recorded_domains;
+  }
+  return input;
+}
+
+}  // namespace viommu::client

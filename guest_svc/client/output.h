@@ -1,0 +1,61 @@
+// Where results go: aligned tables, JSON files, progress.
+#ifndef VIOMMU_GUEST_SVC_CLIENT_OUTPUT_H_
+#define VIOMMU_GUEST_SVC_CLIENT_OUTPUT_H_
+
+#include <chrono>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "nlohmann/json.hpp"
+
+namespace viommu::client {
+
+// Key order as written: a reader finds the schema first.
+using Json = nlohmann::ordered_json;
+
+// `path` "-": standard output. The file appears whole or not at all.
+absl::Status WriteFile(const std::string& path, const std::string& content);
+absl::Status WriteJson(const std::string& path, const Json& json);
+
+// "12,345"; "1.23" with as many digits as say something; "6.7 us".
+std::string Grouped(uint64_t value);
+std::string Short(double value);
+std::string Duration(double ns);
+
+// Columns aligned to their widest cell; the first row is the head. Text left, numbers right.
+class TextTable {
+ public:
+  explicit TextTable(std::vector<std::string> head) { rows_.push_back(std::move(head)); }
+  void Add(std::vector<std::string> row) { rows_.push_back(std::move(row)); }
+  std::string ToString() const;
+
+ private:
+  std::vector<std::vector<std::string>> rows_;
+};
+
+// One changing line on a terminal, elsewhere a line every few seconds; on standard error.
+class Progress {
+ public:
+  explicit Progress(std::string what);
+  ~Progress() { Done(); }
+  Progress(const Progress&) = delete;
+  Progress& operator=(const Progress&) = delete;
+
+  void Say(const std::string& text);
+  // Clears the line of a terminal.
+  void Done();
+
+ private:
+  using Clock = std::chrono::steady_clock;
+
+  const std::string what_;
+  const bool terminal_;
+  bool shown_ = false;
+  Clock::time_point last_;
+};
+
+}  // namespace viommu::client
+
+#endif  // VIOMMU_GUEST_SVC_CLIENT_OUTPUT_H_

@@ -1,0 +1,129 @@
+#include "guest_svc/client/workload_client.h"
+
+#include <google/protobuf/text_format.h>
+#include <grpcpp/create_channel.h>
+
+#include <algorithm>
+#include <chrono>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "guest_svc/client/embedded_presets.h"
+#include "svc_common/address.h"
+#include "svc_common/conversions.h"
+#include "svc_common/cost_presets.h"
+#include "svc_common/service_host.h"
+
+namespace viommu::client {
+namespace {
+
+constexpr auto kConnectTimeout = std::chrono::seconds(5);
+constexpr size_t kChunkOps = 4096;
+
+uint32_t Flags(const LoadOp& op) {
+  return (op.access.read ? 1u : 0) | (op.access.write ? 2u : 0) | (op.list_continues ? 4u : 0) |
+         (op.choose_iova ? 8u : 0) | (op.device_tlb ? 16u : 0);
+}
+
+}  // namespace
+
+absl::StatusOr<std::shared_ptr<grpc::Channel>> Connect(const std::string& address,
+                                                       const TlsFlags& tls) {
+  const absl::StatusOr<Address> target = ParseAddress(address);
+  if (!target.ok()) return target.status();
+  const auto credentials = MakeChannelCredentials(*target, tls);
+  if (!credentials.ok()) return credentials.status();
+  auto channel =
+      grpc::CreateCustomChannel(target->ToString(), *credentials, ClientChannelArguments());
+  const auto deadline = std::chrono::system_clock::now() + kConnectTimeout;
+  for (;;) {
+    const grpc_connectivity_state state = channel->GetState(true);
+    if (state == GRPC_CHANNEL_READY) break;
+    // A refusal is an answer; only silence is waited for.
+    if (state == GRPC_CHANNEL_TRANSIENT_FAILURE || state == GRPC_CHANNEL_SHUTDOWN ||
+        !channel->WaitForStateChange(state, deadline)) {
+      return absl::UnavailableError(absl::StrCat("nobody listens on ", target->ToString()));
+    }
+  }
+  return channel;
+}
+
+void FillChunk(std::span<const LoadOp> ops, v1::TraceChunk* chunk) {
+  for (const LoadOp& op : ops) {
+    chunk->add_kind(static_cast<uint32_t>(op.kind));
+    chunk->add_time_ns(op.time_ns);
+    chunk->add_cpu(op.cpu);
+    chunk->add_domain(op.domain);
+    chunk->add_iova(op.iova.value());
+    chunk->add_guest_pa(op.guest_pa.value());
+    chunk->add_size_bytes(op.size_bytes);
+    chunk->add_flags(Flags(op));
+    chunk->add_source_id(op.source_id.value());
+    chunk->add_tag(op.tag);
+  }
+}
+
+absl::StatusOr<v1::WorkloadResult> RunWorkload(v1::GuestService::StubInterface& guest,
+                                               v1::WorkloadSpec spec, const LoadInput& input,
+                                               const WorkloadCallbacks& callbacks) {
+  grpc::ClientContext context;
+  auto stream = guest.RunWorkload(&context);
+  spec.set_workload(input.workload);
+  v1::RunWorkloadRequest request;
+  *request.mutable_spec() = std::move(spec);
+  // A false Write means that the call has ended; its status is in Finish.
+  bool open = stream->Write(request);
+  const std::span<const LoadOp> ops(input.trace.ops);
+  for (size_t at = 0; open && at < ops.size(); at += kChunkOps) {
+    v1::RunWorkloadRequest chunk;
+    FillChunk(ops.subspan(at, std::min(kChunkOps, ops.size() - at)), chunk.mutable_trace());
+    open = stream->Write(chunk);
+  }
+  stream->WritesDone();
+  absl::StatusOr<v1::WorkloadResult> result = absl::InternalError("the run ended without a result");
+  v1::RunWorkloadResponse response;
+  while (stream->Read(&response)) {
+    switch (response.response_case()) {
+      case v1::RunWorkloadResponse::kProgress:
+        if (callbacks.progress) {
+          callbacks.progress(response.progress().done_op_count(),
+                             response.progress().total_op_count());
+        }
+        break;
+      case v1::RunWorkloadResponse::kDescriptors:
+        if (callbacks.descriptors) {
+          const auto& words = response.descriptors().words();
+          callbacks.descriptors(std::span(words.data(), static_cast<size_t>(words.size())));
+        }
+        break;
+      case v1::RunWorkloadResponse::kResult:
+        result = response.result();
+        break;
+      case v1::RunWorkloadResponse::RESPONSE_NOT_SET:
+        break;
+    }
+  }
+  const absl::Status status = FromGrpcStatus(stream->Finish());
+  if (!status.ok()) return status;
+  return result;
+}
+
+absl::StatusOr<v1::CostPreset> FindCostPreset(const std::string& name) {
+  absl::StatusOr<v1::CostPreset> preset = LoadCostPreset(name);
+  if (preset.ok()) return preset;
+  std::string names;
+  for (const EmbeddedPreset& embedded : kEmbeddedPresets) {
+    if (name == embedded.name) {
+      v1::CostPreset parsed;
+      if (google::protobuf::TextFormat::ParseFromString(embedded.text, &parsed)) return parsed;
+    }
+    absl::StrAppend(&names, names.empty() ? "" : ", ", embedded.name);
+  }
+  // A path's error says which file is wrong; a name's lists the names.
+  if (name.find('/') != std::string::npos) return preset.status();
+  return absl::InvalidArgumentError(
+      absl::StrCat("no cost preset \"", name, "\"; there are ", names, ", or a path"));
+}
+
+}  // namespace viommu::client
