@@ -4,7 +4,7 @@
 #include <atomic>
 #include <bit>
 #include <memory>
-#include <vector>
+#include <optional>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
@@ -15,48 +15,52 @@
 namespace viommu {
 namespace {
 
-constexpr int kCachedOrders = 6;                      // IOVA_RANGE_CACHE_MAX_SIZE: 0..5
-constexpr uint64_t kCachedPagesEnd = 1u << (kCachedOrders - 1);
-constexpr uint64_t kFirstPfn = 1;                     // page 0 means failure
-constexpr uint64_t kMsiFirstPfn = 0xfee00;            // IOAPIC_RANGE_START
+constexpr uint64_t kCachedPagesEnd = uint64_t{1} << (RangeCaches::kOrders - 1);
+constexpr uint64_t kFirstPfn = 1;           // page 0 means failure
+constexpr uint64_t kMsiFirstPfn = 0xfee00;  // IOAPIC_RANGE_START
 constexpr uint64_t kMsiEndPfn = 0xfef00;
 constexpr int k32Bits = 32;
+
+// Small sizes are rounded up so that a freed range fits any request of its order.
+uint64_t PagesFor(uint64_t size_bytes) {
+  const uint64_t pages = AlignUp(size_bytes, kPageSize) >> kPageShift;
+  return pages < kCachedPagesEnd ? std::bit_ceil(pages) : pages;
+}
 
 }  // namespace
 
 struct IovaAllocator::State {
   explicit State(const IovaAllocatorOptions& options)
-      : mask_bits(std::min(options.dma_mask_bits, options.address_width)), tree(kFirstPfn) {
-    for (int order = 0; order < kCachedOrders; ++order) {
-      caches.push_back(std::make_unique<RangeCache>(std::max(1u, options.cpus)));
-    }
+      : mask_bits(std::max(kPageShift, std::min(options.dma_mask_bits, options.address_width))),
+        caches(options.cpus),
+        tree(kFirstPfn) {
     tree.Reserve(kMsiFirstPfn, kMsiEndPfn);
   }
 
   // alloc_iova_fast: the CPU's magazine, then the tree, then, if asked, everybody's magazines are
   // emptied into the tree and it is tried once more.
-  std::optional<uint64_t> AllocateBelow(uint64_t pages, int bits, bool flush_caches,
-                                        uint32_t cpu) {
+  std::optional<uint64_t> AllocateBelow(uint64_t pages, int bits, bool flush_caches, uint32_t cpu) {
     const uint64_t end_pfn = uint64_t{1} << (bits - kPageShift);
     if (pages > end_pfn) return std::nullopt;
     const int order = OrderOf(pages);
-    if (order < kCachedOrders) {
-      if (auto pfn = caches[static_cast<size_t>(order)]->Pop(cpu, end_pfn - pages)) return pfn;
+    if (order < RangeCaches::kOrders) {
+      if (const auto pfn = caches.Pop(cpu, order, end_pfn - pages)) return pfn;
     }
-    absl::MutexLock lock(&mu);
-    auto pfn = tree.Allocate(pages, end_pfn);
-    if (!pfn && flush_caches) {
-      for (const auto& cache : caches) {
-        for (const uint64_t freed : cache->Drain()) tree.Free(freed);
-      }
-      pfn = tree.Allocate(pages, end_pfn);
-    }
+    const auto pfn = AllocateFromTree(pages, end_pfn, flush_caches);
+    if (pfn) caches.Count(cpu, pages, /*allocated=*/true);
     return pfn;
   }
 
+  std::optional<uint64_t> AllocateFromTree(uint64_t pages, uint64_t end_pfn, bool flush_caches) {
+    absl::MutexLock lock(&mu);
+    const auto pfn = tree.Allocate(pages, end_pfn);
+    if (pfn || !flush_caches) return pfn;
+    for (const uint64_t freed : caches.Drain()) tree.Free(freed);
+    return tree.Allocate(pages, end_pfn);
+  }
+
   const int mask_bits;
-  std::vector<std::unique_ptr<RangeCache>> caches;  // by order
-  std::atomic<uint64_t> allocated_bytes{0};
+  RangeCaches caches;
   // pci_32bit_workaround: try below 4 GiB first, until that fails once.
   std::atomic<bool> prefer_32bit{true};
 
@@ -68,16 +72,6 @@ IovaAllocator::IovaAllocator(IovaAllocatorOptions options)
     : state_(std::make_unique<State>(options)) {}
 IovaAllocator::~IovaAllocator() = default;
 
-namespace {
-
-// Small sizes are rounded up so that a freed range fits any request of its order.
-uint64_t PagesFor(uint64_t size_bytes) {
-  const uint64_t pages = AlignUp(size_bytes, kPageSize) >> kPageShift;
-  return pages < kCachedPagesEnd ? std::bit_ceil(pages) : pages;
-}
-
-}  // namespace
-
 absl::StatusOr<Iova> IovaAllocator::Allocate(uint64_t size_bytes, uint32_t cpu) {
   if (size_bytes == 0 || size_bytes > (uint64_t{1} << 48)) {
     return errors::Invalid("an IOVA range is 1 byte to 256 TiB");
@@ -85,24 +79,23 @@ absl::StatusOr<Iova> IovaAllocator::Allocate(uint64_t size_bytes, uint32_t cpu) 
   const uint64_t pages = PagesFor(size_bytes);
   std::optional<uint64_t> pfn;
   if (state_->mask_bits > k32Bits && state_->prefer_32bit.load(std::memory_order_relaxed)) {
-    pfn = state_->AllocateBelow(pages, k32Bits, false, cpu);
+    pfn = state_->AllocateBelow(pages, k32Bits, /*flush_caches=*/false, cpu);
     if (!pfn) state_->prefer_32bit.store(false, std::memory_order_relaxed);
   }
-  if (!pfn) pfn = state_->AllocateBelow(pages, state_->mask_bits, true, cpu);
+  if (!pfn) pfn = state_->AllocateBelow(pages, state_->mask_bits, /*flush_caches=*/true, cpu);
   if (!pfn) return errors::IovaExhausted(size_bytes);
-  state_->allocated_bytes.fetch_add(pages << kPageShift, std::memory_order_relaxed);
   return Iova(*pfn << kPageShift);
 }
 
 void IovaAllocator::Free(Iova iova, uint64_t size_bytes, uint32_t cpu) {
   const uint64_t pages = PagesFor(size_bytes);
   const uint64_t pfn = iova.value() >> kPageShift;
-  state_->allocated_bytes.fetch_sub(pages << kPageShift, std::memory_order_relaxed);
   const int order = OrderOf(pages);
-  if (order < kCachedOrders) {
-    state_->caches[static_cast<size_t>(order)]->Push(cpu, pfn);
+  if (order < RangeCaches::kOrders) {
+    state_->caches.Push(cpu, order, pfn);
     return;
   }
+  state_->caches.Count(cpu, pages, /*allocated=*/false);
   absl::MutexLock lock(&state_->mu);
   state_->tree.Free(pfn);
 }
@@ -117,7 +110,7 @@ absl::Status IovaAllocator::Reserve(IovaRange range) {
 }
 
 uint64_t IovaAllocator::allocated_bytes() const {
-  return state_->allocated_bytes.load(std::memory_order_relaxed);
+  return state_->caches.allocated_pages() << kPageShift;
 }
 
 uint64_t IovaAllocator::tree_ranges() const {

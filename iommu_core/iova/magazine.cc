@@ -1,69 +1,69 @@
 #include "iommu_core/iova/magazine.h"
 
-#include <utility>
+#include <algorithm>
 
 namespace viommu {
 
-RangeCache::RangeCache(uint32_t cpus) : cpus_(cpus) {
-  for (Cpu& cpu : cpus_) {
-    absl::MutexLock lock(&cpu.mu);
-    cpu.loaded = std::make_unique<Magazine>();
-    cpu.previous = std::make_unique<Magazine>();
+RangeCaches::RangeCaches(uint32_t cpus) : cpus_(std::max(1u, cpus)) {}
+
+bool RangeCaches::Reload(Pair& pair, int order) {
+  if (!pair.previous->empty()) {
+    std::swap(pair.loaded, pair.previous);
+    return true;
   }
+  Depot& depot = depots_[static_cast<size_t>(order)];
+  absl::MutexLock lock(&depot.mu);
+  if (depot.magazines.empty()) return false;
+  pair.loaded = std::move(depot.magazines.back());
+  depot.magazines.pop_back();
+  return true;
 }
 
-std::optional<uint64_t> RangeCache::Pop(uint32_t cpu_index, uint64_t limit_pfn) {
-  Cpu& cpu = cpus_[cpu_index % cpus_.size()];
-  absl::MutexLock lock(&cpu.mu);
-  if (cpu.loaded->empty()) {
-    if (!cpu.previous->empty()) {
-      std::swap(cpu.loaded, cpu.previous);
-    } else {
-      absl::MutexLock depot(&depot_mu_);
-      if (depot_.empty()) return std::nullopt;
-      cpu.loaded = std::move(depot_.back());
-      depot_.pop_back();
-    }
+void RangeCaches::MakeRoom(Pair& pair, int order) {
+  if (!pair.previous->full()) {
+    std::swap(pair.loaded, pair.previous);
+    return;
   }
-  Magazine& magazine = *cpu.loaded;
-  for (uint64_t i = magazine.count; i-- > 0;) {
-    if (magazine.pfns[i] > limit_pfn) continue;
-    const uint64_t pfn = magazine.pfns[i];
-    magazine.pfns[i] = magazine.pfns[--magazine.count];
-    return pfn;
-  }
-  return std::nullopt;
+  auto fresh = std::make_unique<Magazine>();
+  Depot& depot = depots_[static_cast<size_t>(order)];
+  absl::MutexLock lock(&depot.mu);
+  depot.magazines.push_back(std::exchange(pair.loaded, std::move(fresh)));
 }
 
-void RangeCache::Push(uint32_t cpu_index, uint64_t pfn) {
-  Cpu& cpu = cpus_[cpu_index % cpus_.size()];
-  absl::MutexLock lock(&cpu.mu);
-  if (cpu.loaded->full()) {
-    if (!cpu.previous->full()) {
-      std::swap(cpu.loaded, cpu.previous);
-    } else {
-      absl::MutexLock depot(&depot_mu_);
-      depot_.push_back(std::exchange(cpu.loaded, std::make_unique<Magazine>()));
-    }
-  }
-  cpu.loaded->pfns[cpu.loaded->count++] = pfn;
-}
-
-std::vector<uint64_t> RangeCache::Drain() {
+std::vector<uint64_t> RangeCaches::Drain() {
   std::vector<uint64_t> out;
   const auto take = [&out](Magazine& m) {
     out.insert(out.end(), m.pfns.begin(), m.pfns.begin() + static_cast<ptrdiff_t>(m.count));
     m.count = 0;
   };
   for (Cpu& cpu : cpus_) {
-    absl::MutexLock lock(&cpu.mu);
-    take(*cpu.loaded);
-    take(*cpu.previous);
+    SpinLockHolder lock(cpu.mu);
+    for (Pair& pair : cpu.pairs) {
+      take(*pair.loaded);
+      take(*pair.previous);
+    }
   }
-  absl::MutexLock depot(&depot_mu_);
-  for (const auto& magazine : depot_) take(*magazine);
-  depot_.clear();
+  for (Depot& depot : depots_) {
+    absl::MutexLock lock(&depot.mu);
+    for (const auto& magazine : depot.magazines) take(*magazine);
+    depot.magazines.clear();
+  }
   return out;
+}
+
+void RangeCaches::Count(uint32_t cpu_index, uint64_t pages, bool allocated) {
+  Cpu& cpu = CpuAt(cpu_index);
+  SpinLockHolder lock(cpu.mu);
+  cpu.allocated_pages += allocated ? pages : ~pages + 1;
+}
+
+uint64_t RangeCaches::allocated_pages() const {
+  uint64_t pages = 0;
+  for (const Cpu& cpu : cpus_) {
+    SpinLockHolder lock(cpu.mu);
+    pages += cpu.allocated_pages;
+  }
+  return pages;
 }
 
 }  // namespace viommu

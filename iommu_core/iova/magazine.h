@@ -6,10 +6,12 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
+#include "iommu_core/iova/spin_lock.h"
 
 namespace viommu {
 
@@ -21,30 +23,82 @@ struct Magazine {
 
   bool full() const { return count == kSize; }
   bool empty() const { return count == 0; }
+
+  // The page number pushed last that is not above `limit_pfn`; the one on top takes its place
+  // (iova_magazine_pop).
+  std::optional<uint64_t> Pop(uint64_t limit_pfn) {
+    for (uint64_t i = count; i-- > 0;) {
+      if (pfns[i] > limit_pfn) continue;
+      const uint64_t pfn = pfns[i];
+      pfns[i] = pfns[--count];
+      return pfn;
+    }
+    return std::nullopt;
+  }
+  void Push(uint64_t pfn) { pfns[count++] = pfn; }
 };
 
-// The ranges of one order: two magazines a CPU in front of a shared depot.
-class RangeCache {
+// Freed ranges of 2^order pages: two magazines a CPU and order, in front of one depot an order.
+// Thread-safe; calls for different CPUs meet only in the depots.
+class RangeCaches {
  public:
-  explicit RangeCache(uint32_t cpus);
+  static constexpr int kOrders = 6;  // IOVA_RANGE_CACHE_MAX_SIZE: 0..5
 
-  // The range freed last on this CPU that ends at or below `limit_pfn`; only the loaded magazine is
-  // searched (iova_magazine_pop).
-  std::optional<uint64_t> Pop(uint32_t cpu, uint64_t limit_pfn);
-  void Push(uint32_t cpu, uint64_t pfn);
-  // Takes everything out of every CPU and the depot.
+  explicit RangeCaches(uint32_t cpus);
+
+  // The range freed last on this CPU that starts at or below `limit_pfn`. Only the loaded magazine
+  // is searched, after an exchange with the other one or the depot if it was empty.
+  std::optional<uint64_t> Pop(uint32_t cpu_index, int order, uint64_t limit_pfn) {
+    Cpu& cpu = CpuAt(cpu_index);
+    SpinLockHolder lock(cpu.mu);
+    Pair& pair = cpu.pairs[static_cast<size_t>(order)];
+    if (pair.loaded->empty() && !Reload(pair, order)) return std::nullopt;
+    const std::optional<uint64_t> pfn = pair.loaded->Pop(limit_pfn);
+    if (pfn) cpu.allocated_pages += uint64_t{1} << order;
+    return pfn;
+  }
+
+  void Push(uint32_t cpu_index, int order, uint64_t pfn) {
+    Cpu& cpu = CpuAt(cpu_index);
+    SpinLockHolder lock(cpu.mu);
+    Pair& pair = cpu.pairs[static_cast<size_t>(order)];
+    if (pair.loaded->full()) MakeRoom(pair, order);
+    pair.loaded->Push(pfn);
+    cpu.allocated_pages -= uint64_t{1} << order;
+  }
+
+  // Takes everything out of every CPU and the depots.
   std::vector<uint64_t> Drain();
 
+  // Pages handed out less pages given back, kept by CPU so that counting costs no shared cache
+  // line: Pop and Push count themselves, ranges that go past the caches are counted by Count().
+  void Count(uint32_t cpu_index, uint64_t pages, bool allocated);
+  uint64_t allocated_pages() const;
+
  private:
+  struct Pair {
+    std::unique_ptr<Magazine> loaded = std::make_unique<Magazine>();
+    std::unique_ptr<Magazine> previous = std::make_unique<Magazine>();
+  };
   struct alignas(64) Cpu {
+    mutable SpinLock mu;
+    // Modulo 2^64: a range may be freed on another CPU than it was allocated on.
+    uint64_t allocated_pages ABSL_GUARDED_BY(mu) = 0;
+    std::array<Pair, kOrders> pairs ABSL_GUARDED_BY(mu);
+  };
+  struct alignas(64) Depot {
     absl::Mutex mu;
-    std::unique_ptr<Magazine> loaded ABSL_GUARDED_BY(mu);
-    std::unique_ptr<Magazine> previous ABSL_GUARDED_BY(mu);
+    std::vector<std::unique_ptr<Magazine>> magazines ABSL_GUARDED_BY(mu);
   };
 
+  Cpu& CpuAt(uint32_t index) { return cpus_[index < cpus_.size() ? index : index % cpus_.size()]; }
+  // Puts a magazine that is not empty, if there is one, in place of the empty loaded one.
+  bool Reload(Pair& pair, int order);
+  // Puts a magazine that is not full in place of the full loaded one.
+  void MakeRoom(Pair& pair, int order);
+
   std::vector<Cpu> cpus_;
-  absl::Mutex depot_mu_;
-  std::vector<std::unique_ptr<Magazine>> depot_ ABSL_GUARDED_BY(depot_mu_);
+  std::array<Depot, kOrders> depots_;
 };
 
 }  // namespace viommu
