@@ -70,8 +70,7 @@ void VtdUnit::State::OnCompletionStatusWritten() {
                   registers.Get32(vtd::kIectl) & ~static_cast<uint32_t>(EventPending::kMask));
 }
 
-void VtdUnit::State::OnEventControlWritten(uint32_t control,
-                                           const std::function<void()>& message) {
+void VtdUnit::State::OnEventControlWritten(uint32_t control, const std::function<void()>& message) {
   const uint32_t value = registers.Get32(control);
   if ((value & EventMask::kMask) != 0 || (value & EventPending::kMask) == 0) return;
   registers.Set32(control, value & ~static_cast<uint32_t>(EventPending::kMask));

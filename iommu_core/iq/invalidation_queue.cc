@@ -125,8 +125,7 @@ Iqei VtdUnit::State::FetchOne(PhysAddr address) {
 }
 
 void VtdUnit::State::AdvanceHead() {
-  registers.Set64(vtd::kIqh,
-                  (registers.Get64(vtd::kIqh) + descriptor_bytes()) % ring_bytes());
+  registers.Set64(vtd::kIqh, (registers.Get64(vtd::kIqh) + descriptor_bytes()) % ring_bytes());
 }
 
 bool VtdUnit::State::CompleteWait(const vtd::InvalidationWait& wait) {
@@ -138,9 +137,8 @@ bool VtdUnit::State::CompleteWait(const vtd::InvalidationWait& wait) {
 void VtdUnit::State::QueueError(Iqei error) {
   queue_stopped = true;
   if (!options.qemu_quirks) {
-    registers.Set64(vtd::kIqercd,
-                    vtd::iqercd::Iqei::Set(registers.Get64(vtd::kIqercd),
-                                           static_cast<uint64_t>(error)));
+    registers.Set64(vtd::kIqercd, vtd::iqercd::Iqei::Set(registers.Get64(vtd::kIqercd),
+                                                         static_cast<uint64_t>(error)));
   }
   RaiseFaultStatus(vtd::fsts::Iqe::kMask);
 }

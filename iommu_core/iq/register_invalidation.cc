@@ -40,6 +40,10 @@ absl::Status VtdUnit::State::RunContextCommand() {
   const uint64_t value = registers.Get64(vtd::kCcmd);
   vtd::ContextCacheInvalidate d;
   d.granularity = static_cast<Granularity>(vtd::ccmd::Cirg::Get(value));
+  // QEMU carries a domain's request out on everything, and CAIG says so.
+  if (options.qemu_quirks && d.granularity == Granularity::kDomain) {
+    d.granularity = Granularity::kGlobal;
+  }
   d.domain_id = DomainId(static_cast<uint16_t>(vtd::ccmd::Did::Get(value)));
   d.source_id = SourceId(static_cast<uint16_t>(vtd::ccmd::Sid::Get(value)));
   d.function_mask = static_cast<uint8_t>(vtd::ccmd::Fm::Get(value));
@@ -72,8 +76,8 @@ absl::Status VtdUnit::State::RunIotlbCommand() {
   auto done = ExecuteOne(d, d.granularity);
   if (!done.ok()) return done.status();
   pending_iotlb_command = false;
-  registers.Set64(offset, vtd::iotlb::Iaig::Set(value & ~vtd::iotlb::Ivt::kMask,
-                                                static_cast<uint64_t>(*done)));
+  registers.Set64(
+      offset, vtd::iotlb::Iaig::Set(value & ~vtd::iotlb::Ivt::kMask, static_cast<uint64_t>(*done)));
   return absl::OkStatus();
 }
 

@@ -39,8 +39,7 @@ uint32_t FileSize(const VtdUnitOptions& options) {
 
 }  // namespace
 
-VtdUnit::State::State(VtdUnitOptions options_in, PhysicalMemory& memory_in,
-                      UnitBackend& backend_in)
+VtdUnit::State::State(VtdUnitOptions options_in, PhysicalMemory& memory_in, UnitBackend& backend_in)
     : options(std::move(options_in)),
       memory(memory_in),
       backend(backend_in),
@@ -64,7 +63,8 @@ void VtdUnit::State::DefineRegisters() {
   registers.Define64(vtd::kRtaddr, 0, {.rw = address | vtd::rtaddr::Ttm::kMask});
   registers.Define64(vtd::kCcmd, 0,
                      {.rw = vtd::ccmd::Did::kMask | vtd::ccmd::Sid::kMask | vtd::ccmd::Fm::kMask |
-                            vtd::ccmd::Cirg::kMask | vtd::ccmd::Icc::kMask});
+                            vtd::ccmd::Cirg::kMask | vtd::ccmd::Icc::kMask,
+                      .write_only = vtd::ccmd::Sid::kMask | vtd::ccmd::Fm::kMask});
   registers.Define32(vtd::kFsts, 0,
                      {.rw1c = vtd::fsts::Pfo::kMask | vtd::fsts::Iqe::kMask |
                               vtd::fsts::Ice::kMask | vtd::fsts::Ite::kMask});
@@ -95,9 +95,8 @@ void VtdUnit::State::DefineRegisters() {
   const uint64_t iva = address | vtd::iva::Am::kMask | vtd::iva::Ih::kMask;
   registers.Define64(iotlb_offset, 0, {.rw = iva, .write_only = iva});
   registers.Define64(iotlb_offset + 8, 0,
-                     {.rw = vtd::iotlb::Did::kMask | vtd::iotlb::Dw::kMask |
-                            vtd::iotlb::Dr::kMask | vtd::iotlb::Iirg::kMask |
-                            vtd::iotlb::Ivt::kMask});
+                     {.rw = vtd::iotlb::Did::kMask | vtd::iotlb::Dw::kMask | vtd::iotlb::Dr::kMask |
+                            vtd::iotlb::Iirg::kMask | vtd::iotlb::Ivt::kMask});
   for (uint32_t i = 0; i < fault_records; ++i) {
     registers.Define64(record_offset(i), 0, {});
     registers.Define64(record_offset(i) + 8, 0, {.rw1c = vtd::FaultRecord::F::kMask});
@@ -126,8 +125,8 @@ void VtdUnit::State::OnWritten(uint32_t offset) {
       return OnEventControlWritten(vtd::kFectl, options.fault_event);
     case vtd::kPmen: {
       const uint32_t value = registers.Get32(vtd::kPmen);
-      registers.Set32(vtd::kPmen, static_cast<uint32_t>(
-                                      pmen::Prs::Set(value, pmen::Epm::Get(value))));
+      registers.Set32(vtd::kPmen,
+                      static_cast<uint32_t>(pmen::Prs::Set(value, pmen::Epm::Get(value))));
       return;
     }
     case vtd::kIqt:
@@ -229,8 +228,8 @@ void VtdUnit::Write32(uint32_t offset, uint32_t value) {
 void VtdUnit::Write64(uint32_t offset, uint64_t value) {
   // Both halves are in place before either has its effect.
   const uint32_t high = offset + 4;
-  const bool low_written = !state_->Locked(offset) && state_->registers.SoftwareWrite32(
-                                                          offset, static_cast<uint32_t>(value));
+  const bool low_written = !state_->Locked(offset) &&
+                           state_->registers.SoftwareWrite32(offset, static_cast<uint32_t>(value));
   const bool high_written = !state_->Locked(high) && state_->registers.SoftwareWrite32(
                                                          high, static_cast<uint32_t>(value >> 32));
   if (low_written) state_->OnWritten(offset);

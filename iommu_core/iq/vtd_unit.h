@@ -1,7 +1,7 @@
 // One VT-d remapping unit as software sees it: the register file, the queued-invalidation fetch,
-// fault recording and event delivery (VT-d 5.10, chapters 6, 7 and 11). The guest's virtual unit and
-// the hypervisor's physical unit are both this class; they differ in the backend that carries out
-// what the unit accepted.
+// fault recording and event delivery (VT-d 5.10, chapters 6, 7 and 11). The guest's virtual unit
+// and the hypervisor's physical unit are both this class; they differ in the backend that carries
+// out what the unit accepted.
 #ifndef VIOMMU_IOMMU_CORE_IQ_VTD_UNIT_H_
 #define VIOMMU_IOMMU_CORE_IQ_VTD_UNIT_H_
 

@@ -41,9 +41,7 @@ struct VtdUnit::State {
   bool wide_queue() const { return vtd::iqa::Dw::Get(registers.Get64(vtd::kIqa)) != 0; }
   uint64_t descriptor_bytes() const { return wide_queue() ? 32 : 16; }
   // 6.5.2: 2^(QS+8) descriptors of 16 bytes or 2^(QS+7) of 32: 4 KiB << QS either way.
-  uint64_t ring_bytes() const {
-    return kPageSize << vtd::iqa::Qs::Get(registers.Get64(vtd::kIqa));
-  }
+  uint64_t ring_bytes() const { return kPageSize << vtd::iqa::Qs::Get(registers.Get64(vtd::kIqa)); }
   // What keeps the queue as a whole from being fetched (6.5.2.10).
   vtd::Iqei CheckQueue() const;
   // Reads and checks what lies between head and tail; the good prefix goes into `batch`.
@@ -87,7 +85,7 @@ struct VtdUnit::State {
   PhysicalMemory& memory;
   UnitBackend& backend;
   RegisterFile registers;
-  const uint32_t iotlb_offset;   // IVA; IOTLB_REG is 8 above
+  const uint32_t iotlb_offset;  // IVA; IOTLB_REG is 8 above
   const uint32_t fault_records;
 
   UnitRegisters latched;                // acknowledged by the backend

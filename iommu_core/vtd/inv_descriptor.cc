@@ -36,11 +36,11 @@ constexpr uint64_t kReserved0 = BitMask(8, 8) | BitMask(15, 12) | BitMask(63, 32
 constexpr uint64_t kReserved1Page = BitMask(11, 7);
 }  // namespace tlb
 namespace dev {
-using PfsidLow = Bits<15, 12>;
 using Mip = Bits<20, 16>;
 using Sid = Bits<47, 32>;
 using S = Bit<0>;
 constexpr uint64_t kReserved0 = BitMask(8, 4) | BitMask(31, 21) | BitMask(51, 48);
+constexpr uint64_t kPfsid = BitMask(15, 12) | BitMask(63, 52);  // reserved unless ECAP.DIT
 constexpr uint64_t kReserved1 = BitMask(11, 1);
 }  // namespace dev
 namespace iec {
@@ -95,6 +95,8 @@ DecodeResult DecodeDeviceTlb(const RawDescriptor& raw, const Capabilities& caps,
                              DecodeQuirks quirks) {
   if (!caps.device_tlb() && !quirks.qemu) return Error(Iqei::kBadType);
   if ((raw.qw0 & dev::kReserved0) != 0) return Error(Iqei::kReservedField);
+  const bool throttling = ecap::Dit::Get(caps.ecap) != 0;
+  if (!throttling && (raw.qw0 & dev::kPfsid) != 0) return Error(Iqei::kReservedField);
   if ((raw.qw1 & dev::kReserved1) != 0) return Error(Iqei::kReservedField);
   DeviceTlbInvalidate d;
   d.source_id = SourceId(static_cast<uint16_t>(dev::Sid::Get(raw.qw0)));

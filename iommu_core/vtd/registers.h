@@ -70,6 +70,7 @@ using Pt = Bit<6>;          // pass-through
 using Sc = Bit<7>;          // snoop control
 using Iro = Bits<17, 8>;    // IVA at 16 * Iro, IOTLB_REG 8 above
 using Mhmv = Bits<23, 20>;
+using Dit = Bit<41>;         // device-TLB invalidation throttling
 using Smts = Bit<43>;
 using Slts = Bit<46>;
 using Flts = Bit<47>;

@@ -424,6 +424,12 @@ TEST_F(QuirksTest, DescriptorsWithoutTheirCapabilityAreAccepted) {
   EXPECT_EQ(Head(), 0x20u);
 }
 
+TEST_F(QuirksTest, DeviceTlbReservedBitsAreStillChecked) {
+  Put(0, {0x0020001800000003, 0x1000});  // PFSID without ECAP.DIT
+  Tail(0x10);
+  EXPECT_TRUE(QueueStopped());
+}
+
 TEST_F(QuirksTest, WaitThatAsksForNothingIsAnError) {
   Put(0, vtd::Encode(vtd::InvalidationWait{}));
   Tail(0x10);
