@@ -25,10 +25,12 @@ absl::StatusOr<LoadInput> ReadInput(const std::string& trace, const std::string&
   input.name = trace;
   input.workload = "trace";
   input.trace = *std::move(read);
-  if (use == TraceUse::kDriverCalls) {
-    DmaApiOps calls = ToDmaApiOps(std::move(input.trace.ops));
-    input.trace.ops = std::move(calls.ops);
-    input.recorded_domains = calls.recorded_domains;
+  // Also at the recorded IOVAs the unmaps correct which maps were one list.
+  DmaApiOps calls = ToDmaApiOps(std::move(input.trace.ops));
+  input.trace.ops = std::move(calls.ops);
+  input.recorded_domains = calls.recorded_domains;
+  if (use == TraceUse::kRecordedIovas) {
+    for (LoadOp& op : input.trace.ops) op.choose_iova = false;
   }
   return input;
 }

@@ -99,7 +99,7 @@ TEST_P(WorkloadTest, EveryUnmapHasItsMapAndTimesDoNotGoBack) {
 
 INSTANTIATE_TEST_SUITE_P(All, WorkloadTest, testing::ValuesIn([] {
                            std::vector<std::string> names;
-                           for (const auto& info : Workloads()) names.emplace_back(info.name);
+                           for (const auto& each : Workloads()) names.emplace_back(each.name);
                            return names;
                          }()),
                          [](const auto& test) {
