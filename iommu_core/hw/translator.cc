@@ -94,13 +94,13 @@ FaultReason Translator::State::CheckEntry(vtd::SecondStagePte pte, int level, Ac
   } else if ((wanted.read && !effective.read) || !effective.any()) {
     denied = FaultReason::kReadDenied;
   }
-  // Departure kReservedAndPermission: QEMU looks at the permission first.
+  // Departure rsvd-and-perm: QEMU looks at the permission first.
   if (options.qemu_quirks && denied != FaultReason::kNone) return denied;
   return reserved ? FaultReason::kPteReserved : denied;
 }
 
 bool Translator::State::OutputBlocked(PhysAddr page, uint64_t page_size, Iova iova) const {
-  // Departure kLargePageOverInterruptRange: QEMU blocks the whole page that overlaps the range.
+  // Departure large-page-overlaps-fee: QEMU blocks the whole page that overlaps the range.
   if (options.qemu_quirks) {
     constexpr uint64_t kFirst = 0xfee00000, kEnd = 0xfef00000;
     return page.value() < kEnd && page.value() + page_size > kFirst;
@@ -168,7 +168,7 @@ TranslateOutcome Translator::State::Fault(FaultReason reason, bool fpd) const {
   TranslateOutcome out;
   out.reason = reason;
   out.record = !(fpd && vtd::QualifiedByFpd(reason));
-  // Departure kContextReservedIgnoresFpd.
+  // Departure fpd-with-0xb.
   if (options.qemu_quirks && reason == FaultReason::kContextReserved) out.record = true;
   return out;
 }
@@ -242,8 +242,8 @@ TranslateOutcome Translator::Translate(SourceId sid, Iova iova, Access wanted, R
     return out;
   }
   if (s.options.qemu_quirks) {
-    // Departure kIotlbBySourceId: QEMU looks the source id up before it knows the domain, and
-    // (kIotlbHitNoFault) blocks without a fault where the entry lacks the permission.
+    // Departure iotlb-by-source-id: QEMU looks before it knows the domain, and blocks without a
+    // fault where the entry lacks the permission (iotlb-hit-insufficient-permission-no-fault).
     if (const auto entry = s.iotlb.Find(sid.value(), iova)) {
       ++s.stats.iotlb_hits;
       TranslateOutcome out = s.FromEntry(*entry, iova);
@@ -291,7 +291,12 @@ absl::StatusOr<UnitBackend::Outcome> Translator::Execute(std::span<const vtd::Ra
   const auto context_cache = [&](const vtd::ContextCacheInvalidate& d) {
     switch (d.granularity) {
       case vtd::Granularity::kDomain:
-        s.contexts.InvalidateDomain(d.domain_id);
+        // Departure context-domain-as-global.
+        if (s.options.qemu_quirks) {
+          s.contexts.InvalidateAll();
+        } else {
+          s.contexts.InvalidateDomain(d.domain_id);
+        }
         break;
       case vtd::Granularity::kPageOrDevice:
         s.contexts.InvalidateDevice(d.source_id, d.function_mask);

@@ -10,7 +10,8 @@
 
 namespace viommu {
 
-absl::StatusOr<std::unique_ptr<LineReader>> LineReader::Open(const std::string& path) {
+absl::StatusOr<std::unique_ptr<LineReader>> LineReader::Open(const std::string& path,
+                                                             size_t max_line_bytes) {
   struct stat info;
   if (stat(path.c_str(), &info) != 0) {
     return absl::NotFoundError(absl::StrCat(path, ": ", std::strerror(errno)));
@@ -23,8 +24,8 @@ absl::StatusOr<std::unique_ptr<LineReader>> LineReader::Open(const std::string& 
     return absl::NotFoundError(absl::StrCat(path, ": ", std::strerror(errno)));
   }
   gzbuffer(file, 1 << 17);
-  std::unique_ptr<LineReader> reader(new LineReader(path, file));
-  reader->buffer_.resize(4 * kMaxLineBytes);
+  std::unique_ptr<LineReader> reader(new LineReader(path, file, max_line_bytes));
+  reader->buffer_.resize(4 * max_line_bytes);
   return reader;
 }
 
@@ -70,12 +71,11 @@ bool LineReader::Next(absl::string_view* line) {
       begin_ += length + 1;
       ++line_number_;
       line_complete_ = true;
-      if (length <= kMaxLineBytes) return true;
+      if (length <= max_line_bytes_) return true;
     }
-    if (newline != nullptr || end_ - begin_ > kMaxLineBytes) {
-      status_ = absl::InvalidArgumentError(absl::StrCat(path_, ": a line of more than ",
-                                                        kMaxLineBytes, " bytes after line ",
-                                                        line_number_, ": this is no trace text"));
+    if (newline != nullptr || end_ - begin_ > max_line_bytes_) {
+      status_ = absl::InvalidArgumentError(absl::StrCat(
+          path_, ": a line of more than ", max_line_bytes_, " bytes after line ", line_number_));
       return false;
     }
     if (Fill()) continue;

@@ -21,7 +21,8 @@ inline constexpr uint64_t kMaxTextBytes = uint64_t{8} << 30;
 class LineReader {
  public:
   // NotFound / InvalidArgument name the file.
-  static absl::StatusOr<std::unique_ptr<LineReader>> Open(const std::string& path);
+  static absl::StatusOr<std::unique_ptr<LineReader>> Open(const std::string& path,
+                                                          size_t max_line_bytes = kMaxLineBytes);
   ~LineReader();
   LineReader(const LineReader&) = delete;
   LineReader& operator=(const LineReader&) = delete;
@@ -30,18 +31,20 @@ class LineReader {
   // on an error, which status() then holds.
   bool Next(absl::string_view* line);
   // InvalidArgument with the line number: the gzip stream is truncated or damaged, a line is longer
-  // than kMaxLineBytes, the text longer than kMaxTextBytes.
+  // than `max_line_bytes`, the text longer than kMaxTextBytes.
   const absl::Status& status() const { return status_; }
   uint64_t line_number() const { return line_number_; }  // of the last line, from 1
   // The last line that Next gave ended with a newline.
   bool line_complete() const { return line_complete_; }
 
  private:
-  LineReader(std::string path, void* file) : path_(std::move(path)), file_(file) {}
+  LineReader(std::string path, void* file, size_t max_line_bytes)
+      : path_(std::move(path)), file_(file), max_line_bytes_(max_line_bytes) {}
   bool Fill();
 
   const std::string path_;
   void* file_;  // gzFile
+  const size_t max_line_bytes_;
   std::vector<char> buffer_;
   size_t begin_ = 0;
   size_t end_ = 0;
