@@ -23,9 +23,7 @@ constexpr Command kCommands[] = {
     {"inspect", "list what a saved guest's tables let its devices reach", RunInspect},
     {"load", "real-time load on a running guest", RunLoadCommand},
     {"status", "sessions of a running hypervisor", RunStatus},
-#ifdef VIOMMU_HAS_CONFORMANCE
     {"conformance", "replay recorded VT-d cases against our unit", RunConformance},
-#endif
 };
 
 void PrintUsage(std::FILE* out) {
