@@ -9,6 +9,7 @@
 #include "absl/strings/str_format.h"
 #include "guest_svc/client/conformance_machine.h"
 #include "guest_svc/client/conformance_score.h"
+#include "guest_svc/client/conformance_shadow.h"
 #include "iommu_core/load/line_reader.h"
 #include "iommu_core/vtd/registers.h"
 
@@ -100,6 +101,34 @@ Verdict Judge(const Case& recorded, std::vector<StepDifference> differences,
   return verdict;
 }
 
+// The shadow cases have two sides: what QEMU did, which its rules must explain, and what our
+// session does, which is held to the guest's tables in either mode.
+Verdict RunShadowCase(const Case& recorded, const ConformanceOptions& options) {
+  Verdict verdict;
+  verdict.case_id = recorded.id;
+  if (auto text = SessionDifference(recorded)) {
+    verdict.kind = Verdict::Kind::kFailed;
+    verdict.first_difference = *std::move(text);
+    return verdict;
+  }
+  if (auto text = QemuShadowDifference(recorded)) {
+    verdict.kind = Verdict::Kind::kFailed;
+    verdict.first_difference = absl::StrCat("QEMU's rules: ", *text);
+    return verdict;
+  }
+  if (options.qemu_quirks) return verdict;
+  ShadowDepartures found = RecordedShadowDepartures(recorded);
+  if (!found.unnamed.empty()) {
+    verdict.kind = Verdict::Kind::kFailed;
+    verdict.first_difference = std::move(found.unnamed);
+  } else if (!found.departures.empty()) {
+    verdict.kind = Verdict::Kind::kDeparts;
+    verdict.first_difference = std::move(found.first);
+    verdict.departures = std::move(found.departures);
+  }
+  return verdict;
+}
+
 }  // namespace
 
 absl::string_view DepartureName(Departure departure) {
@@ -115,6 +144,7 @@ uint64_t FileReport::Count(Verdict::Kind kind) const {
 }
 
 Verdict RunCase(const Case& recorded, const ConformanceOptions& options) {
+  if (IsShadowCase(recorded)) return RunShadowCase(recorded, options);
   return Judge(recorded, Differences(recorded, options.qemu_quirks), options);
 }
 

@@ -303,6 +303,18 @@ void ReadOperation(Fields& step, Step& out) {
   }
 }
 
+// A name, or lists of names by requester.
+void ReadQuirks(Fields& step, const Json& quirk, Step& out) {
+  if (quirk.is_string()) {
+    out.quirks.insert(quirk.get<std::string>());
+    return;
+  }
+  const auto by_requester = ReadByRequester<std::string>(step, quirk, "quirk", [&](const Json& j) {
+    return j.is_string() ? j.get<std::string>() : "";
+  });
+  for (const auto& [sid, names] : by_requester) out.quirks.insert(names.begin(), names.end());
+}
+
 Step ReadStep(Fields step) {
   Step out;
   ReadOperation(step, out);
@@ -319,7 +331,7 @@ Step ReadStep(Fields step) {
   }
   if (const Json* obs = step.Find("obs")) {
     out.accepted.push_back(ReadObservation(step.Inside(*obs, "obs"), watched));
-    out.quirk = obs->is_object() && obs->contains("quirk");
+    if (obs->is_object() && obs->contains("quirk")) ReadQuirks(step, (*obs)["quirk"], out);
   }
   if (const Json* alternatives = step.Find("obs_alt")) {
     if (!alternatives->is_object()) step.Fail("'obs_alt' is not an object");

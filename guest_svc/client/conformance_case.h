@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -93,7 +94,8 @@ struct Step {
   bool write = false;
   bool keep = false;    // do not clear the fault record afterwards
   bool defined = true;  // the specification leaves one outcome
-  bool quirk = false;   // QEMU is marked as departing here
+  // How the recording itself says that QEMU departs here.
+  std::set<std::string> quirks;
   std::vector<WalkNote> walk;
   std::optional<ShadowRanges> flat;
   // The observation, and those of other QEMU versions where they differ.

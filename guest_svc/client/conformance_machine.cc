@@ -37,7 +37,7 @@ WalkRules MachineRules(int address_width) {
 
 SparseMemory MachineMemory() {
   return SparseMemory(
-      {{PhysAddr(0), PhysAddr(0x80000000)}, {PhysAddr(0x100000000), PhysAddr(0x200000000)}});
+      {{PhysAddr(0), PhysAddr(0x80000000)}, {PhysAddr(0x100000000), PhysAddr(kMachineRamEnd)}});
 }
 
 Machine::Machine(int address_width, bool qemu_quirks, SparseMemory& memory, UnitBackend* backend)

@@ -16,6 +16,9 @@
 
 namespace viommu::conformance {
 
+// Guest memory is [0, 2G) and [4G, this).
+inline constexpr uint64_t kMachineRamEnd = 0x200000000;
+
 WalkRules MachineRules(int address_width);
 SparseMemory MachineMemory();
 
