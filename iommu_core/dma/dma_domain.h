@@ -1,5 +1,5 @@
-// One IOMMU domain of the guest: its table, its IOVA space, its flush queue and the units that cache
-// it. Data and bookkeeping; what is invalidated when is GuestMachine's business.
+// One IOMMU domain of the guest: its table, its IOVA space, its flush queue and the units that
+// cache it. Data and bookkeeping; what is invalidated when is GuestMachine's business.
 #ifndef VIOMMU_IOMMU_CORE_DMA_DMA_DOMAIN_H_
 #define VIOMMU_IOMMU_CORE_DMA_DMA_DOMAIN_H_
 
@@ -17,7 +17,8 @@
 
 namespace viommu {
 
-// A unit that may cache this domain (Linux: cache tag), one per unit whatever the devices behind it.
+// A unit that may cache this domain (Linux: cache tag), one per unit whatever the devices behind
+// it.
 struct DomainTag {
   DomainId did;
   uint32_t device_count = 0;
@@ -32,11 +33,12 @@ struct DmaDomain {
   uint32_t id = 0;
   std::unique_ptr<SecondStageTable> table;
   std::unique_ptr<IovaAllocator> iovas;
-  std::unique_ptr<FlushQueue> queue;            // lazy policies only, made at first use
-  std::map<uint32_t, DomainTag> tags;           // by unit
+  std::unique_ptr<FlushQueue> queue;   // lazy policies only, made at first use
+  std::map<uint32_t, DomainTag> tags;  // by unit
   std::map<SourceId, DomainDevice> devices;
   absl::flat_hash_map<uint64_t, uint64_t> allocated;  // iova -> bytes, of Map
   bool pass_through = false;
+  bool made_lazy = false;  // DMA-FQ was written to its group's type
 
   // What the last whole-domain flush cost the hypervisor's walk, per table page then present; how
   // `adaptive` knows what the next one will cost.

@@ -16,9 +16,9 @@ namespace viommu {
 enum class FlushReason { kFull, kTimeout, kSync };
 
 struct FlushQueueShape {
-  uint32_t slots = 256;      // power of two; one stays empty
+  uint32_t slots = 256;  // power of two; one stays empty
   uint32_t timeout_ms = 10;
-  bool per_cpu = true;       // false: one ring for all CPUs (shadow_on_flush)
+  bool per_cpu = true;  // false: one ring for all CPUs (shadow_on_flush)
 };
 inline constexpr FlushQueueShape kPerCpuShape{256, 10, true};
 inline constexpr FlushQueueShape kSingleShape{32768, 1000, false};
@@ -26,8 +26,8 @@ inline constexpr FlushQueueShape kSingleShape{32768, 1000, false};
 // What a ring slot holds.
 struct FlushEntry {
   IovaRange range;
-  bool allocated = false;               // its IOVA goes back to the allocator on release
-  std::vector<PhysAddr> freed_tables;   // go back to the frame allocator on release
+  bool allocated = false;              // its IOVA goes back to the allocator on release
+  std::vector<PhysAddr> freed_tables;  // go back to the frame allocator on release
 };
 
 // The queue of one domain. Not thread-safe: the machine's lock covers it.

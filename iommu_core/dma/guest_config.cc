@@ -18,10 +18,11 @@ absl::StatusOr<E> Parse(const std::array<std::pair<absl::string_view, E>, N>& na
   for (const auto& [known, value] : names) {
     if (known == name) return value;
   }
-  return errors::Invalid(absl::StrCat(
-      "unknown ", what, " '", name, "'; one of: ",
-      absl::StrJoin(names, ", ",
-                    [](std::string* out, const auto& n) { absl::StrAppend(out, n.first); })));
+  return errors::Invalid(
+      absl::StrCat("unknown ", what, " '", name,
+                   "'; one of: ", absl::StrJoin(names, ", ", [](std::string* out, const auto& n) {
+                     absl::StrAppend(out, n.first);
+                   })));
 }
 
 constexpr std::array<std::pair<absl::string_view, Policy>, 7> kPolicies{{
@@ -59,9 +60,7 @@ absl::StatusOr<MapSync> ParseMapSync(absl::string_view name) {
   return Parse(kMapSyncs, "map_sync", name);
 }
 
-absl::StatusOr<HintMode> ParseHintMode(absl::string_view name) {
-  return Parse(kHints, "ih", name);
-}
+absl::StatusOr<HintMode> ParseHintMode(absl::string_view name) { return Parse(kHints, "ih", name); }
 
 vtd::Capabilities GuestCapabilities(const GuestConfig& config, size_t iommu) {
   vtd::Capabilities caps =

@@ -32,20 +32,20 @@ absl::string_view PolicyName(Policy policy);
 enum class MapSync { kEach, kMerged };
 absl::StatusOr<MapSync> ParseMapSync(absl::string_view name);
 
-// Which kernel's page-selective descriptors: 6.12 sets IH on an unmap that freed no table and aligns
-// the address down to its mask (cache.c); 6.1 never sets IH and leaves the low bits of the address
-// (iommu_flush_iotlb_psi).
+// Which kernel's page-selective descriptors: 6.12 sets IH on an unmap that freed no table and
+// aligns the address down to its mask (cache.c); 6.1 never sets IH and leaves the low bits of the
+// address (iommu_flush_iotlb_psi).
 enum class HintMode { kNever, kLinux612 };
 absl::StatusOr<HintMode> ParseHintMode(absl::string_view name);
 
 struct GuestConfig {
   Policy policy = Policy::kStrict;
   MapSync map_sync = MapSync::kEach;
-  bool force_lazy = false;        // as writing DMA-FQ to a group's type: overrides the CM rule
+  bool force_lazy = false;  // as writing DMA-FQ to a group's type: overrides the CM rule
   HintMode hint = HintMode::kNever;
   uint32_t vcpus = 1;
-  uint32_t hz = 250;              // guest tick; timers fire on the tick after they are due
-  int address_width = 39;         // 39: 3 levels, 48: 4 levels
+  uint32_t hz = 250;       // guest tick; timers fire on the tick after they are due
+  int address_width = 39;  // 39: 3 levels, 48: 4 levels
   std::vector<bool> iommu_caching_mode = {true};  // one vIOMMU each
   uint64_t ram_bytes = uint64_t{1} << 30;
   // Top of ram_bytes kept for tables, rings and status words; 0: a sixteenth, at least 1 MiB.

@@ -83,10 +83,10 @@ absl::StatusOr<uint32_t> GuestMachineImpl::CreateDomain(int dma_mask_bits) {
                                         units_.front().driver->caps());
   if (!table.ok()) return table.status();
   domain->table = *std::move(table);
-  domain->iovas = std::make_unique<IovaAllocator>(IovaAllocatorOptions{
-      .cpus = config_.vcpus,
-      .dma_mask_bits = dma_mask_bits,
-      .address_width = config_.address_width});
+  domain->iovas =
+      std::make_unique<IovaAllocator>(IovaAllocatorOptions{.cpus = config_.vcpus,
+                                                           .dma_mask_bits = dma_mask_bits,
+                                                           .address_width = config_.address_width});
   domains_[next_domain_] = std::move(domain);
   return next_domain_++;
 }
@@ -157,7 +157,7 @@ absl::StatusOr<DomainId> GuestMachineImpl::AttachDevice(uint32_t id, SourceId si
   }
   const vtd::TranslationType type = domain.pass_through ? vtd::TranslationType::kPassThrough
                                     : device_tlb        ? vtd::TranslationType::kWithDeviceTlb
-                                                 : vtd::TranslationType::kUntranslatedOnly;
+                                                        : vtd::TranslationType::kUntranslatedOnly;
   if (absl::Status status = driver.SetContext(
           sid, vtd::ContextEntry::Make(domain.table->root(), domain.table->levels(), did, type));
       !status.ok()) {
@@ -208,20 +208,20 @@ absl::Status GuestMachineImpl::DetachLocked(SourceId sid) {
   const DomainDevice device = domain.devices.at(sid);
   const DomainTag tag = domain.tags.at(device.iommu);
   IommuDriver& driver = *units_[device.iommu].driver;
-  // domain_context_clear_one: entry, device-selective context invalidation, domain flush, device-TLB.
+  // domain_context_clear_one: entry, device-selective context invalidation, domain flush,
+  // device-TLB.
   if (absl::Status status = driver.ClearContext(sid); !status.ok()) return status;
   vtd::ContextCacheInvalidate context;
   context.granularity = vtd::Granularity::kPageOrDevice;
   context.domain_id = tag.did;
   context.source_id = sid;
-  std::vector<vtd::RawDescriptor> steps = {
-      vtd::Encode(context), vtd::Encode(DomainInvalidation(tag.did, driver.caps()))};
+  std::vector<vtd::RawDescriptor> steps = {vtd::Encode(context),
+                                           vtd::Encode(DomainInvalidation(tag.did, driver.caps()))};
   if (device.device_tlb) {
     steps.push_back(DeviceTlbDescriptor(sid, {Iova(0), Iova(~uint64_t{0})}));
   }
   for (size_t i = 0; i < steps.size(); ++i) {
-    auto done = Submit(device.iommu, {&steps[i], 1},
-                       i == 0 ? false : SettledAfter(&domain));
+    auto done = Submit(device.iommu, {&steps[i], 1}, i == 0 ? false : SettledAfter(&domain));
     if (!done.ok()) return done.status();
   }
   if (absl::Status status = driver.RemoveDevice(sid); !status.ok()) return status;
@@ -245,8 +245,7 @@ absl::Status GuestMachineImpl::CheckSegments(std::span<const Segment> segments) 
       return errors::Invalid("a segment is not whole pages");
     }
     // The table region is the kernel's: a device must never be given it.
-    if (s.guest_pa.value() >= buffers_end_.value() ||
-        s.size_bytes > buffers_end_ - s.guest_pa) {
+    if (s.guest_pa.value() >= buffers_end_.value() || s.size_bytes > buffers_end_ - s.guest_pa) {
       return errors::NotRam(ToPhys(s.guest_pa));
     }
   }
@@ -267,8 +266,7 @@ absl::Status GuestMachineImpl::MapLocked(DmaDomain& domain, Iova iova,
     }
     at += segment.size_bytes;
     // switch_to_super_page: the tables that a large leaf replaced are flushed on their own.
-    replaced.insert(replaced.end(), mapped->replaced_tables.begin(),
-                    mapped->replaced_tables.end());
+    replaced.insert(replaced.end(), mapped->replaced_tables.begin(), mapped->replaced_tables.end());
     for (const IovaRange& range : mapped->replaced_ranges) {
       status = InvalidateRange(domain, range, false, false);
       if (!status.ok()) break;
@@ -279,8 +277,8 @@ absl::Status GuestMachineImpl::MapLocked(DmaDomain& domain, Iova iova,
   if (status.ok() && !domain.tags.empty()) {
     if (config_.map_sync == MapSync::kMerged) {
       unsynced_maps_.emplace_back(domain.id, done);
-      status = unsynced_maps_.size() >= IommuDriver::kMaxBatch ? SyncMapsLocked()
-                                                               : absl::OkStatus();
+      status =
+          unsynced_maps_.size() >= IommuDriver::kMaxBatch ? SyncMapsLocked() : absl::OkStatus();
     } else {
       status = InvalidateRange(domain, done, false, true);
     }
@@ -389,7 +387,7 @@ std::vector<uint64_t> GuestMachineImpl::PagesOf(const DmaDomain& domain, IovaRan
 
 absl::StatusOr<UnmapOutcome> GuestMachineImpl::UnmapLocked(DmaDomain& domain, IovaRange range,
                                                            uint32_t vcpu) {
-  const bool deferred = policy_.effective != Policy::kStrict && !domain.tags.empty();
+  const bool deferred = PolicyOf(domain) != Policy::kStrict && !domain.tags.empty();
   const auto allocated = domain.allocated.find(range.first.value());
   if (allocated != domain.allocated.end() && allocated->second != range.size_bytes()) {
     return errors::Invalid(absl::StrCat("the mapping at this IOVA is ", allocated->second,
@@ -402,8 +400,7 @@ absl::StatusOr<UnmapOutcome> GuestMachineImpl::UnmapLocked(DmaDomain& domain, Io
   auto unmapped = domain.table->Unmap(range);
   if (!unmapped.ok()) return unmapped.status();
   if (unmapped->unmapped_bytes == 0) return errors::NotMapped(range);
-  FlushEntry entry{range, allocated != domain.allocated.end(),
-                   std::move(unmapped->freed_tables)};
+  FlushEntry entry{range, allocated != domain.allocated.end(), std::move(unmapped->freed_tables)};
   if (entry.allocated) domain.allocated.erase(allocated);
   stats_.pages_unmapped += unmapped->unmapped_bytes / kPageSize;
 
@@ -467,9 +464,9 @@ absl::Status GuestMachineImpl::MapResident(uint32_t id, Iova first, uint64_t pag
   const uint64_t stride = ((slots * 5 / 8) | 1) % slots;
   for (uint64_t i = 0; i < pages; ++i) {
     const uint64_t page = (i * stride) & (slots - 1);
-    auto mapped = domain.table->Map(first + i * kPageSize,
-                                    ToPhys(buffers_first_ + (page << kPageShift)), kPageSize,
-                                    kReadWrite);
+    auto mapped =
+        domain.table->Map(first + i * kPageSize, ToPhys(buffers_first_ + (page << kPageShift)),
+                          kPageSize, kReadWrite);
     if (!mapped.ok()) return mapped.status();
   }
   BeginOp(0);

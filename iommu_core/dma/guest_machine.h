@@ -37,34 +37,34 @@ struct UnmapOutcome {
 
 // Totals since creation or ResetStats; gauges where said. Times are the machine's clock.
 struct GuestStats {
-  uint64_t maps = 0;                    // Map/MapAt calls (a list is one)
+  uint64_t maps = 0;  // Map/MapAt calls (a list is one)
   uint64_t unmaps = 0;
   uint64_t map_failures = 0;
   uint64_t unmap_failures = 0;
   uint64_t pages_mapped = 0;
   uint64_t pages_unmapped = 0;
-  uint64_t submissions = 0;             // doorbells: trapped submissions
+  uint64_t submissions = 0;  // doorbells: trapped submissions
   uint64_t descriptors_context = 0;
   uint64_t descriptors_iotlb_global = 0;
   uint64_t descriptors_iotlb_domain = 0;
   uint64_t descriptors_iotlb_page = 0;
   uint64_t descriptors_device_tlb = 0;
   uint64_t descriptors_wait = 0;
-  uint64_t flushes_full = 0;            // flush-queue flushes by reason
+  uint64_t flushes_full = 0;  // flush-queue flushes by reason
   uint64_t flushes_timeout = 0;
-  uint64_t flushes_sync = 0;            // asked for, or a domain's end
+  uint64_t flushes_sync = 0;  // asked for, or a domain's end
   uint64_t flushed_entries = 0;
-  uint64_t flush_queue_entries = 0;     // gauge
-  uint64_t stale_pages = 0;             // gauge: unmapped, not yet revoked
-  double stale_page_seconds = 0;        // of revoked pages: sum of (revoked - unmap returned)
+  uint64_t flush_queue_entries = 0;  // gauge
+  uint64_t stale_pages = 0;          // gauge: unmapped, not yet revoked
+  double stale_page_seconds = 0;     // of revoked pages: sum of (revoked - unmap returned)
   double stale_age_max_seconds = 0;
   uint64_t reused_while_stale_pages = 0;
-  uint64_t stale_dma_hits = 0;          // as completions report them
-  uint64_t iova_allocated_bytes = 0;    // gauge
-  uint64_t domains = 0;                 // gauge
-  uint64_t devices = 0;                 // gauge
-  SyncCost sync;                        // as completions report it
-  ModelledCost modelled;                // priced counts, all vCPUs
+  uint64_t stale_dma_hits = 0;        // as completions report them
+  uint64_t iova_allocated_bytes = 0;  // gauge
+  uint64_t domains = 0;               // gauge
+  uint64_t devices = 0;               // gauge
+  SyncCost sync;                      // as completions report it
+  ModelledCost modelled;              // priced counts, all vCPUs
 };
 
 // Calls serialise on one lock (the queue's); any thread may call.
@@ -73,9 +73,10 @@ class GuestMachine {
   // `ram`, `clock` and `sinks` (one per vIOMMU of the config, in order) outlive the machine. Frames
   // for tables and rings come from the top `table_region_bytes` of ram_bytes. Brings every unit up:
   // QI on, root table set, global invalidations, translation on.
-  static absl::StatusOr<std::unique_ptr<GuestMachine>> Create(
-      const GuestConfig& config, PhysicalMemory& ram, const Clock& clock,
-      std::vector<InvalidationSink*> sinks);
+  static absl::StatusOr<std::unique_ptr<GuestMachine>> Create(const GuestConfig& config,
+                                                              PhysicalMemory& ram,
+                                                              const Clock& clock,
+                                                              std::vector<InvalidationSink*> sinks);
   virtual ~GuestMachine() = default;
 
   // A domain has no unit until a device is attached; the policy decision needs none.
@@ -118,6 +119,11 @@ class GuestMachine {
   virtual PolicyDecision policy() const = 0;
   // Pending entries are flushed first when the new policy is strict.
   virtual absl::Status SetPolicy(Policy policy, bool force_lazy) = 0;
+
+  // Writing DMA-FQ to the type of the domain's group: a strict domain defers from now on, with the
+  // per-CPU queues of `lazy`, whatever the units' caching mode. Nothing changes under other
+  // policies.
+  virtual absl::Status MakeLazy(uint32_t domain) = 0;
 
   // The device touches this before the next doorbell.
   virtual void QueueTouch(uint32_t domain, Iova iova, bool write) = 0;

@@ -45,6 +45,7 @@ class GuestMachineImpl final : public GuestMachine {
   std::optional<uint64_t> NextTimerNs() const override;
   PolicyDecision policy() const override;
   absl::Status SetPolicy(Policy policy, bool force_lazy) override;
+  absl::Status MakeLazy(uint32_t domain) override;
   void QueueTouch(uint32_t domain, Iova iova, bool write) override;
   std::vector<vtd::FaultRecord> TakeFaults(bool* overflow) override;
   void RecordFault(uint32_t iommu, const vtd::FaultRecord& record) override;
@@ -100,6 +101,10 @@ class GuestMachineImpl final : public GuestMachine {
   // True if nothing but `domain` (of which all stale pages are about to go) is stale anywhere.
   bool SettledAfter(const DmaDomain* domain) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
+  Policy PolicyOf(const DmaDomain& domain) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    return domain.made_lazy && policy_.effective == Policy::kStrict ? Policy::kLazy
+                                                                    : policy_.effective;
+  }
   FlushQueue& QueueOf(DmaDomain& domain) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status FlushQueued(DmaDomain& domain, FlushReason reason)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

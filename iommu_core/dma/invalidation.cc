@@ -100,8 +100,8 @@ absl::StatusOr<SinkCompletion> GuestMachineImpl::Submit(
   for (size_t cpu = 0; cpu < vcpu_busy_until_ns_.size(); ++cpu) {
     if (cpu != op_vcpu_ && vcpu_busy_until_ns_[cpu] > cursor_ns_) ++spinning;
   }
-  price.wait_ns = begin - cursor_ns_ +
-                  static_cast<double>(spinning) * config_.cost_model.lock_spin_ns;
+  price.wait_ns =
+      begin - cursor_ns_ + static_cast<double>(spinning) * config_.cost_model.lock_spin_ns;
   cursor_ns_ += price.total();
   unit.lock_free_ns = cursor_ns_;
   stats_.modelled += price;
@@ -111,8 +111,7 @@ absl::StatusOr<SinkCompletion> GuestMachineImpl::Submit(
 vtd::RawDescriptor GuestMachineImpl::RangeDescriptor(const IommuDriver& driver, DomainId did,
                                                      IovaRange range, bool leaf_hint) const {
   const bool linux612 = config_.hint == HintMode::kLinux612;
-  vtd::IotlbInvalidate d =
-      InvalidationFor(range, did, leaf_hint && linux612, driver.caps());
+  vtd::IotlbInvalidate d = InvalidationFor(range, did, leaf_hint && linux612, driver.caps());
   // iommu_flush_iotlb_psi (6.1) leaves the low bits; the unit masks them (6.5.2.3).
   if (!linux612 && d.granularity == vtd::Granularity::kPageOrDevice) d.address = range.first;
   return vtd::Encode(d);
@@ -121,10 +120,9 @@ vtd::RawDescriptor GuestMachineImpl::RangeDescriptor(const IommuDriver& driver, 
 vtd::RawDescriptor GuestMachineImpl::DeviceTlbDescriptor(SourceId sid, IovaRange range) {
   vtd::DeviceTlbInvalidate d;
   d.source_id = sid;
-  const int mask = range == kEverything
-                       ? kAddressMaskAll
-                       : AddressMaskOf(range.first.value() >> kPageShift,
-                                       range.size_bytes() >> kPageShift);
+  const int mask = range == kEverything ? kAddressMaskAll
+                                        : AddressMaskOf(range.first.value() >> kPageShift,
+                                                        range.size_bytes() >> kPageShift);
   // qi_flush_dev_iotlb: the run of low ones codes the size (PCIe ATS 10.2.3.2).
   d.size = mask > 0;
   const uint64_t ones = mask > 0 ? ((uint64_t{1} << (kPageShift + mask - 1)) - 1) : 0;
@@ -212,8 +210,7 @@ absl::Status GuestMachineImpl::InvalidatePieces(DmaDomain& domain,
       auto done = Submit(index, std::span(all).subspan(at, count), settled && last);
       if (!done.ok()) return done.status();
       const ModelledCost price = PriceSync(config_.cost_model, done->cost);
-      domain.ns_per_page_descriptor =
-          (price.walk_ns + price.hw_ns) / static_cast<double>(count);
+      domain.ns_per_page_descriptor = (price.walk_ns + price.hw_ns) / static_cast<double>(count);
     }
   }
   for (const IovaRange& piece : pieces) exposure_.Revoke(domain.id, piece, ExposureNowNs());
@@ -225,11 +222,11 @@ bool GuestMachineImpl::AdaptiveWantsDomainFlush(DmaDomain& domain, size_t pieces
   const double submission = model.submission_ns + model.queue_build_ns;
   const double submissions =
       static_cast<double>((pieces + IommuDriver::kMaxBatch - 1) / IommuDriver::kMaxBatch);
-  const double by_page = submissions * submission +
-                         static_cast<double>(pieces) * domain.ns_per_page_descriptor;
-  const double whole = submission + model.hw_invalidation_ns +
-                       domain.walk_ns_per_table_page *
-                           static_cast<double>(domain.table->table_pages());
+  const double by_page =
+      submissions * submission + static_cast<double>(pieces) * domain.ns_per_page_descriptor;
+  const double whole =
+      submission + model.hw_invalidation_ns +
+      domain.walk_ns_per_table_page * static_cast<double>(domain.table->table_pages());
   if (domain.flush_whole_domain) {
     if (by_page * kHysteresis < whole) domain.flush_whole_domain = false;
   } else {
@@ -250,7 +247,8 @@ absl::Status GuestMachineImpl::FlushQueued(DmaDomain& domain, FlushReason reason
       ++stats_.flushes_sync;
       break;
   }
-  if (policy_.effective != Policy::kLazyPsiBatched && policy_.effective != Policy::kAdaptive) {
+  const Policy policy = PolicyOf(domain);
+  if (policy != Policy::kLazyPsiBatched && policy != Policy::kAdaptive) {
     return InvalidateDomain(domain);
   }
   std::vector<IovaRange> pieces;
@@ -260,21 +258,19 @@ absl::Status GuestMachineImpl::FlushQueued(DmaDomain& domain, FlushReason reason
       pieces.push_back(piece);
     }
   }
-  const bool whole = policy_.effective == Policy::kAdaptive
-                         ? AdaptiveWantsDomainFlush(domain, pieces.size())
-                         : pieces.size() > kDomainFlushAbovePieces;
+  const bool whole = policy == Policy::kAdaptive ? AdaptiveWantsDomainFlush(domain, pieces.size())
+                                                 : pieces.size() > kDomainFlushAbovePieces;
   return whole ? InvalidateDomain(domain) : InvalidatePieces(domain, pieces);
 }
 
 FlushQueue& GuestMachineImpl::QueueOf(DmaDomain& domain) {
   if (domain.queue == nullptr) {
     const FlushQueueShape shape =
-        policy_.effective == Policy::kLazySingle ? kSingleShape : kPerCpuShape;
+        PolicyOf(domain) == Policy::kLazySingle ? kSingleShape : kPerCpuShape;
     domain.queue = std::make_unique<FlushQueue>(
         shape, config_.vcpus, config_.hz,
-        [this, &domain](FlushReason reason) ABSL_NO_THREAD_SAFETY_ANALYSIS {
-          return FlushQueued(domain, reason);
-        },
+        [this, &domain](FlushReason reason)
+            ABSL_NO_THREAD_SAFETY_ANALYSIS { return FlushQueued(domain, reason); },
         [this, &domain](FlushEntry&& entry, uint32_t cpu) ABSL_NO_THREAD_SAFETY_ANALYSIS {
           ++stats_.flushed_entries;
           Release(domain, std::move(entry), cpu);
@@ -284,7 +280,7 @@ FlushQueue& GuestMachineImpl::QueueOf(DmaDomain& domain) {
 }
 
 absl::Status GuestMachineImpl::Defer(DmaDomain& domain, FlushEntry entry, uint32_t vcpu) {
-  if (policy_.effective != Policy::kLazyPsi) {
+  if (PolicyOf(domain) != Policy::kLazyPsi) {
     return QueueOf(domain).Add(std::move(entry), vcpu, clock_.NowNs());
   }
   // add_unmap: a full table is flushed first; the timer is armed anew after every flush.
@@ -307,9 +303,8 @@ absl::Status GuestMachineImpl::FlushDeferredPsi(FlushReason reason) {
                                        : stats_.flushes_sync);
   // flush_unmaps: "in caching mode, global flushes turn emulation expensive", so one page-selective
   // descriptor an entry there and one global flush a unit elsewhere.
-  const bool caching_mode = std::any_of(units_.begin(), units_.end(), [](const Unit& u) {
-    return u.driver->caps().caching_mode();
-  });
+  const bool caching_mode = std::any_of(
+      units_.begin(), units_.end(), [](const Unit& u) { return u.driver->caps().caching_mode(); });
   absl::Status status;
   if (!caching_mode) status = InvalidateGlobally();
   size_t done = 0;

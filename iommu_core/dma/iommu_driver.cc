@@ -70,14 +70,13 @@ absl::Status IommuDriver::BringUp() {
   return unit_.last_status();
 }
 
-absl::StatusOr<SinkCompletion> IommuDriver::Submit(
-    std::span<const vtd::RawDescriptor> descriptors, bool settled) {
+absl::StatusOr<SinkCompletion> IommuDriver::Submit(std::span<const vtd::RawDescriptor> descriptors,
+                                                   bool settled) {
   if (descriptors.size() > kMaxBatch) return errors::Invalid("too many descriptors at once");
   if (absl::Status status = Drain(); !status.ok()) return status;
 
   std::vector<vtd::RawDescriptor> all(descriptors.begin(), descriptors.end());
-  const uint32_t wait_slot =
-      (tail_ + static_cast<uint32_t>(descriptors.size())) % kQueueEntries;
+  const uint32_t wait_slot = (tail_ + static_cast<uint32_t>(descriptors.size())) % kQueueEntries;
   const PhysAddr status_word = status_words_ + sizeof(uint32_t) * uint64_t{wait_slot};
   vtd::InvalidationWait wait;
   wait.status_write = true;

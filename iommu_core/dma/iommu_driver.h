@@ -1,5 +1,6 @@
 // The guest kernel's driver of one vIOMMU (Linux drivers/iommu/intel): brings the unit up, owns its
-// root and context tables and domain ids, and submits invalidations through the ring in guest memory.
+// root and context tables and domain ids, and submits invalidations through the ring in guest
+// memory.
 #ifndef VIOMMU_IOMMU_CORE_DMA_IOMMU_DRIVER_H_
 #define VIOMMU_IOMMU_CORE_DMA_IOMMU_DRIVER_H_
 
@@ -41,7 +42,8 @@ class IommuDriver {
 
   // qi_submit_sync: descriptors, one wait, one tail write; returns when the status word says done.
   // At most kMaxBatch. Unavailable, DeadlineExceeded: submitted but not known to be done; it and
-  // everything before it is done once any later call succeeds. QueueError: a descriptor was refused.
+  // everything before it is done once any later call succeeds. QueueError: a descriptor was
+  // refused.
   absl::StatusOr<SinkCompletion> Submit(std::span<const vtd::RawDescriptor> descriptors,
                                         bool settled);
   // Waits for what an earlier Submit left undone; OK if there is nothing.
@@ -67,8 +69,8 @@ class IommuDriver {
   void set_hook(DescriptorHook hook) { hook_ = std::move(hook); }
 
  private:
-  IommuDriver(vtd::Capabilities caps, int haw_bits, PhysicalMemory& memory,
-              FrameAllocator& frames, InvalidationSink& sink, DescriptorHook hook);
+  IommuDriver(vtd::Capabilities caps, int haw_bits, PhysicalMemory& memory, FrameAllocator& frames,
+              InvalidationSink& sink, DescriptorHook hook);
   absl::Status BringUp();
   absl::StatusOr<PhysAddr> ContextSlot(SourceId sid, bool create);
 
@@ -83,7 +85,7 @@ class IommuDriver {
   PhysAddr ring_;
   PhysAddr status_words_;  // one 32-bit word a slot
   PhysAddr root_table_;
-  uint32_t tail_ = 0;      // slot
+  uint32_t tail_ = 0;  // slot
   bool drained_ = true;
   std::vector<DeviceTouch> touches_;
   absl::btree_set<uint16_t> domain_ids_;

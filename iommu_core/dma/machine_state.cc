@@ -49,8 +49,8 @@ PolicyDecision GuestMachineImpl::policy() const {
 absl::Status GuestMachineImpl::SetPolicy(Policy policy, bool force_lazy) {
   absl::MutexLock lock(&mu_);
   const PolicyDecision next = DecidePolicy(policy, force_lazy, config_.iommu_caching_mode);
-  const bool translation_changes = (next.effective == Policy::kPassthrough) !=
-                                   (policy_.effective == Policy::kPassthrough);
+  const bool translation_changes =
+      (next.effective == Policy::kPassthrough) != (policy_.effective == Policy::kPassthrough);
   if (translation_changes && !domains_.empty()) {
     return absl::FailedPreconditionError(
         "to or from passthrough only while there is no domain: the translation type of a device "
@@ -61,6 +61,14 @@ absl::Status GuestMachineImpl::SetPolicy(Policy policy, bool force_lazy) {
   for (auto& [id, domain] : domains_) domain->queue.reset();
   policy_ = next;
   force_lazy_ = force_lazy;
+  return absl::OkStatus();
+}
+
+absl::Status GuestMachineImpl::MakeLazy(uint32_t id) {
+  absl::MutexLock lock(&mu_);
+  auto found = FindLocked(id);
+  if (!found.ok()) return found.status();
+  (*found)->made_lazy = true;
   return absl::OkStatus();
 }
 

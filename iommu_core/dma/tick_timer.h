@@ -6,9 +6,10 @@
 
 namespace viommu {
 
-// The time at which a Linux timer armed at `now_ns` for `delay_ms` fires on a kernel of `hz` ticks a
-// second (kernel/time/timer.c: msecs_to_jiffies rounds up, calc_index adds one bucket, and buckets
-// are 1, 8, 64 ... ticks wide by distance). 10 ms at 250 Hz: 3 ticks away, fires on the one after.
+// The time at which a Linux timer armed at `now_ns` for `delay_ms` fires on a kernel of `hz` ticks
+// a second (kernel/time/timer.c: msecs_to_jiffies rounds up, calc_index adds one bucket, and
+// buckets are 1, 8, 64 ... ticks wide by distance). 10 ms at 250 Hz: 3 ticks away, fires on the one
+// after.
 constexpr uint64_t TimerFiresAtNs(uint64_t now_ns, uint64_t delay_ms, uint32_t hz) {
   constexpr int kBucketsPerLevel = 63;
   constexpr int kLevelBits = 3;

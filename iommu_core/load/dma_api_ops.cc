@@ -74,6 +74,8 @@ class Pairing {
 
   void OnUnmap(size_t i) {
     LoadOp& op = ops_[i];
+    // Gathered unmaps are VFIO's, whose user chooses the IOVAs.
+    if (op.list_continues) irregular_.insert(op.domain);
     auto& lists = live_[op.domain];
     auto it = lists.find(op.iova.value());
     if (it == lists.end()) {

@@ -16,9 +16,11 @@ struct LoadOp {
     kAttach,      // source_id to domain
     kDetach,      // source_id from domain
     kDomainFree,  // domain ends with all its mappings
+    kMakeLazy,    // DMA-FQ was written to the type of the domain's group: it defers from now on
   };
   Kind kind = Kind::kMap;
-  bool list_continues = false;  // map: the next map of this CPU belongs to the same list
+  // map, unmap: the next one of this CPU belongs to the same list and one invalidation serves both
+  bool list_continues = false;
   bool choose_iova = false;
   bool device_tlb = false;  // attach: the device has a device-TLB (ATS)
   Access access = kReadWrite;

@@ -35,7 +35,8 @@ class Run {
         clock_(clock),
         options_(options),
         vcpu_ready_ns_(source.vcpus(), 0),
-        lists_(source.vcpus()) {}
+        lists_(source.vcpus()),
+        gathered_unmaps_(source.vcpus()) {}
 
   absl::StatusOr<RunResult> Execute() {
     machine_.ResetStats();
@@ -125,6 +126,8 @@ class Run {
         return machine_.DetachDevice(op.source_id);
       case LoadOp::Kind::kDomainFree:
         return Free(op, *domain);
+      case LoadOp::Kind::kMakeLazy:
+        return machine_.MakeLazy(*domain);
     }
     return absl::OkStatus();
   }
@@ -156,8 +159,15 @@ class Run {
       iova = it->second;
       mapped_.erase(it);
     }
+    IovaRange& gathered = gathered_unmaps_[op.cpu];
+    if (gathered.empty()) gathered.first = iova;
+    gathered.end = iova + op.size_bytes;
+    if (op.list_continues) return absl::OkStatus();
+    const IovaRange range = std::exchange(gathered, IovaRange{});
+    iova = range.first;
     const auto start = std::chrono::steady_clock::now();
-    absl::StatusOr<UnmapOutcome> outcome = machine_.Unmap(domain, iova, op.size_bytes, op.cpu);
+    absl::StatusOr<UnmapOutcome> outcome =
+        machine_.Unmap(domain, range.first, range.size_bytes(), op.cpu);
     unmap_wall_ns_.push_back(static_cast<uint32_t>(std::min<int64_t>(
         std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() -
                                                              start)
@@ -278,6 +288,7 @@ class Run {
   double resident_wall_seconds_ = 0;
   std::vector<uint64_t> vcpu_ready_ns_;
   std::vector<OpenList> lists_;                      // by vCPU
+  std::vector<IovaRange> gathered_unmaps_;           // by CPU
   absl::flat_hash_map<uint32_t, uint32_t> domains_;  // index of the load -> handle of the machine
   absl::flat_hash_map<uint16_t, uint32_t> devices_;  // attached requester id -> index
   absl::flat_hash_map<uint64_t, Iova> mapped_;       // tag -> IOVA that its map got

@@ -33,12 +33,18 @@ constexpr size_t kMaxPendingPerTask = 8;
 constexpr uint64_t kProtRead = 1;
 constexpr uint64_t kProtWrite = 2;
 
-// The last map of a CPU, to which the next one may belong.
+// The last map (or unmap) of a CPU, to which the next one may belong.
 struct OpenList {
   size_t op_index = 0;
   uint32_t domain = 0;
+  uint64_t first_iova = 0;
   uint64_t next_iova = 0;
   uint64_t time_ns = 0;
+  bool closed = false;  // the kernel sent its invalidation
+
+  bool Adjoins(const LoadOp& op) const {
+    return next_iova != 0 && next_iova == op.iova.value() && domain == op.domain && !closed;
+  }
 };
 
 class Parser {
@@ -259,14 +265,15 @@ class Parser {
     info.guest_pa_end = std::max(info.guest_pa_end, *guest_pa + size);
     info.iova_end = std::max(info.iova_end, op->iova.value() + size);
     OpenList& open = open_list_[line.cpu];
-    const bool continues = open.next_iova == op->iova.value() && open.domain == op->domain &&
-                           open.next_iova != 0 && start_ns < open.time_ns + kListGapNs;
+    const uint64_t gap_ns = saw_caching_mode_ ? kSyncedListGapNs : kListGapNs;
+    const bool continues = open.Adjoins(*op) && start_ns < open.time_ns + gap_ns;
     if (continues) {
       trace_.ops[open.op_index].list_continues = true;
     } else {
       ++info.lists;
     }
-    open = {trace_.ops.size(), op->domain, op->iova.value() + size, last_time_ns_};
+    open = {trace_.ops.size(), op->domain, continues ? open.first_iova : op->iova.value(),
+            op->iova.value() + size, last_time_ns_};
     last_call_[line.pid] = {true, op->iova.value(), size};
     return Append(*op, line);
   }
@@ -283,10 +290,12 @@ class Parser {
     } else {
       return Bad("damaged unmap line: unmapped_size expected");
     }
+    uint64_t start_ns = last_time_ns_;
     if (const auto call = Complete(line, false, op->iova.value(), size)) {
       absl::StatusOr<uint32_t> domain = DomainOf(call->domain_pointer);
       if (!domain.ok()) return domain.status();
       op->domain = *domain;
+      start_ns = call->time_ns;
     } else if (trace_.info.names_domains) {
       return Skip();
     } else if (absl::Status s = AttachOnlyDomain(line); !s.ok()) {
@@ -295,6 +304,17 @@ class Parser {
     if (op->size_bytes == 0) return Skip();
     ++trace_.info.unmaps;
     trace_.info.iova_end = std::max(trace_.info.iova_end, op->iova.value() + op->size_bytes);
+    // VFIO gathers adjoining unmaps into one invalidation (vfio_iommu_type1.c, unmap_unpin_fast).
+    // Without a strict unmap seen so far nothing says that these were not queued one by one.
+    OpenList& open = open_unmap_[line.cpu];
+    const bool strict = hinted_ + unhinted_ > 0;
+    const uint64_t gap_ns = strict ? kSyncedListGapNs : submissions_ == 0 ? kListGapNs : 0;
+    const bool continues = open.Adjoins(*op) && start_ns < open.time_ns + gap_ns;
+    if (continues) trace_.ops[open.op_index].list_continues = true;
+    open = {trace_.ops.size(), op->domain, continues ? open.first_iova : op->iova.value(),
+            op->iova.value() + op->size_bytes, last_time_ns_};
+    sent_.push_back(false);
+    awaited_[line.pid] = sent_.size() - 1;
     last_call_[line.pid] = {false, op->iova.value(), size};
     return Append(*op, line);
   }
@@ -383,12 +403,19 @@ class Parser {
     // intel/iommu.c, domain_context_mapping_one).
     if (type == 1 && granularity == 3 && domain_id == 0) saw_caching_mode_ = true;
     if (type == 2 && granularity == 3) {
+      Close(open_list_[line.cpu], qw1);
+      Close(open_unmap_[line.cpu], qw1);
       const auto it = last_call_.find(line.pid);
       if (it != last_call_.end()) {
         const uint64_t size = kPageSize << std::min<uint64_t>(qw1 & 0x3f, 51);
         const bool same = AlignDown(it->second.iova, size) == AlignDown(qw1, size);
         if (same && it->second.map) saw_caching_mode_ = true;
-        if (same && !it->second.map) ++(qw1 >> 6 & 1 ? hinted_ : unhinted_);
+        if (same && !it->second.map) {
+          ++(qw1 >> 6 & 1 ? hinted_ : unhinted_);
+          if (const auto unmap = awaited_.find(line.pid); unmap != awaited_.end()) {
+            sent_[unmap->second] = true;
+          }
+        }
         last_call_.erase(it);
       }
     }
@@ -396,6 +423,12 @@ class Parser {
       ats_devices_.insert(static_cast<uint16_t>(qw0 >> 32 & 0xffff));
     }
     return absl::OkStatus();
+  }
+
+  // The invalidation of a list ends it; one of something else (an interrupt's unmap) does not.
+  static void Close(OpenList& list, uint64_t qw1) {
+    const uint64_t size = kPageSize << std::min<uint64_t>(qw1 & 0x3f, 51);
+    if (AlignDown(list.first_iova, size) == AlignDown(qw1, size)) list.closed = true;
   }
 
   absl::Status Skip() {
@@ -420,6 +453,7 @@ class Parser {
       if (hinted_ + unhinted_ > 0) info.hint = hinted_ > unhinted_;
     }
     info.devices = static_cast<uint32_t>(devices_.size());
+    if (hinted_ + unhinted_ > 0) MarkLazyDomains();
     for (LoadOp& op : trace_.ops) {
       if (op.kind == LoadOp::Kind::kAttach) {
         op.device_tlb = ats_devices_.contains(op.source_id.value());
@@ -428,15 +462,75 @@ class Parser {
     return std::move(trace_);
   }
 
+  // A run that is strict elsewhere, and a domain whose unmaps stop being invalidated: DMA-FQ was
+  // written to its group's type (dma-iommu.c, iommu_dma_init_fq). Linux has no way back.
+  void MarkLazyDomains() {
+    absl::flat_hash_map<uint32_t, std::vector<size_t>> unsent;  // by domain: the run at the end
+    absl::flat_hash_map<uint32_t, int> attached;                // devices now
+    std::vector<std::pair<size_t, uint32_t>> at;                // op index, domain
+    absl::flat_hash_map<uint16_t, uint32_t> home;
+    size_t unmap = 0;
+    const auto end_run = [&](uint32_t domain) {
+      std::vector<size_t>& run = unsent[domain];
+      if (run.size() >= kLazyRun) at.emplace_back(run.front(), domain);
+      run.clear();
+    };
+    for (size_t i = 0; i < trace_.ops.size(); ++i) {
+      const LoadOp& op = trace_.ops[i];
+      if (op.kind == LoadOp::Kind::kUnmap) {
+        const bool sent = sent_[unmap++];
+        if (op.list_continues) continue;  // the list's last tells
+        if (sent) {
+          unsent[op.domain].clear();
+        } else if (attached[op.domain] > 0) {  // nothing is sent for a domain without device
+          unsent[op.domain].push_back(i);
+        }
+      } else if (op.kind == LoadOp::Kind::kAttach) {
+        if (const auto old = home.find(op.source_id.value()); old != home.end()) {
+          if (--attached[old->second] == 0) end_run(old->second);
+        }
+        home[op.source_id.value()] = op.domain;
+        ++attached[op.domain];
+      } else if (op.kind == LoadOp::Kind::kDetach) {
+        home.erase(op.source_id.value());
+        if (--attached[op.domain] == 0) end_run(op.domain);
+      } else if (op.kind == LoadOp::Kind::kDomainFree) {
+        end_run(op.domain);
+      }
+    }
+    for (auto& [domain, run] : unsent) end_run(domain);
+    std::sort(at.begin(), at.end());
+    for (size_t k = at.size(); k-- > 0;) {
+      LoadOp lazy = trace_.ops[at[k].first];
+      lazy.kind = LoadOp::Kind::kMakeLazy;
+      lazy.list_continues = false;
+      // What is queued is queued one by one.
+      for (size_t i = at[k].first; i < trace_.ops.size(); ++i) {
+        LoadOp& op = trace_.ops[i];
+        if (op.kind == LoadOp::Kind::kUnmap && op.domain == at[k].second) {
+          op.list_continues = false;
+        }
+      }
+      trace_.ops.insert(trace_.ops.begin() + static_cast<std::ptrdiff_t>(at[k].first), lazy);
+      ++trace_.info.lazy_domains;
+    }
+  }
+
   struct LastCall {
     bool map = false;
     uint64_t iova = 0;
     uint64_t size_bytes = 0;
   };
 
+  // Unmaps in a row without an invalidation before a domain counts as lazy.
+  static constexpr size_t kLazyRun = 16;
+
   const std::string path_;
   const TraceOptions options_;
   Trace trace_;
+  std::vector<size_t> unmap_ops_;                 // op index of each unmap
+  std::vector<bool> sent_;                        // by unmap: its invalidation was seen
+  absl::flat_hash_map<int64_t, size_t> awaited_;  // by task: its last unmap
   uint64_t line_number_ = 0;
   uint64_t entries_ = 0;
   uint64_t entries_expected_ = 0;
@@ -448,7 +542,8 @@ class Parser {
   std::optional<SourceId> named_device_;
   absl::flat_hash_map<int64_t, std::vector<PendingCall>> pending_;  // by task
   absl::flat_hash_map<int64_t, LastCall> last_call_;                // by task
-  absl::flat_hash_map<uint32_t, OpenList> open_list_;               // by CPU
+  absl::flat_hash_map<uint32_t, OpenList> open_list_;               // maps, by CPU
+  absl::flat_hash_map<uint32_t, OpenList> open_unmap_;              // unmaps, by CPU
   absl::flat_hash_map<uint64_t, uint32_t> domain_of_;               // by pointer
   absl::flat_hash_map<uint16_t, uint32_t> attached_;                // by requester id
   absl::flat_hash_set<uint16_t> devices_;

@@ -22,6 +22,10 @@ inline constexpr uint32_t kMaxTraceDomains = 4096;
 // kprobe line's time where there is one, else the tracepoint's, which is after the map and may be
 // too late.
 inline constexpr uint64_t kListGapNs = 12'000;
+// Where the recording has the kernel's own qi_submit lines, they say where a list ends (nothing
+// else of them is used), and its pieces may be further apart: in a guest under two emulators they
+// are hundreds of microseconds, and VFIO unpins pages between two unmaps.
+inline constexpr uint64_t kSyncedListGapNs = 1'000'000'000;
 
 struct TraceOptions {
   // Take a trace from which events were lost: its unmaps may not find their maps.
@@ -35,6 +39,7 @@ struct TraceInfo {
   bool names_domains = false;        // the kprobe lines were there
   std::optional<bool> caching_mode;  // of the recorded unit; needs qi_submit lines
   std::optional<bool> hint;          // the kernel sets IH at unmap; needs qi_submit lines
+  uint32_t lazy_domains = 0;         // turned to DMA-FQ in a run that was strict elsewhere
   uint64_t first_ns = 0;
   uint64_t last_ns = 0;
   uint64_t guest_pa_end = 0;  // first byte past the highest page mapped

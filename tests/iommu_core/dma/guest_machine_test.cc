@@ -356,6 +356,24 @@ TEST_F(GuestMachineTest, DevicesOfOneDomainShareOneTag) {
   EXPECT_THAT(Sent(), ElementsAre("psi2 am0"));
 }
 
+// real/README 7: DMA-FQ written to a group's type under caching mode gives map-time PSI and lazy DSI,
+// for that group alone.
+TEST_F(GuestMachineTest, ADomainMadeLazyDefersThoughTheOthersStayStrict) {
+  MakeAttached(Policy::kStrict);
+  const uint32_t other = *machine_->CreateDomain(64);
+  ASSERT_TRUE(machine_->AttachDevice(other, kNic, 0, false).ok());
+  ASSERT_TRUE(machine_->MakeLazy(domain_).ok());
+  Sent();
+  const Iova iova = MapPages(0);
+  EXPECT_TRUE(machine_->Unmap(domain_, iova, kPageSize, 0)->deferred);
+  EXPECT_THAT(Sent(), ElementsAre("psi2 am0"));
+  ASSERT_TRUE(machine_->FlushDeferred().ok());
+  EXPECT_THAT(Sent(), ElementsAre("dsi2"));
+  const Segment page{GuestPhys(0x400000), kPageSize};
+  const Iova strict = *machine_->Map(other, {&page, 1}, kReadWrite, 0);
+  EXPECT_FALSE(machine_->Unmap(other, strict, kPageSize, 0)->deferred);
+}
+
 TEST_F(GuestMachineTest, ResidentSetIsFlushedOnce) {
   MakeAttached(Policy::kStrict);
   ASSERT_TRUE(machine_->MapResident(domain_, Iova(uint64_t{1} << 36), 1000).ok());

@@ -75,6 +75,11 @@ class FakeMachine final : public GuestMachine {
     stats_.stale_dma_hits += 3;
     return 0;
   }
+  absl::Status MakeLazy(uint32_t domain) override {
+    made_lazy.push_back(domain);
+    return absl::OkStatus();
+  }
+  std::vector<uint32_t> made_lazy;
   absl::Status RunTimers() override {
     Log("timer");
     timer_ns_.reset();
