@@ -5,7 +5,9 @@
 #include <utility>
 
 #include "absl/strings/ascii.h"
+#include "absl/strings/cord.h"
 #include "absl/strings/str_cat.h"
+#include "absl/types/optional.h"
 #include "google/rpc/error_details.pb.h"
 
 namespace viommu {
@@ -27,6 +29,8 @@ constexpr std::array<std::pair<const char*, double CostModel::*>, 13> kConstants
     {"hw_invalidation_ns", &CostModel::hw_invalidation_ns},
 }};
 constexpr const char* kLockSpin = "lock_spin_ns";
+
+constexpr const char* kReasonPayload = "viommu/reason";
 
 }  // namespace
 
@@ -149,40 +153,53 @@ absl::StatusOr<SourceId> SourceIdFromProto(uint32_t source_id) {
   return SourceId(static_cast<uint16_t>(source_id));
 }
 
+absl::Status WithReason(absl::Status status, const std::string& reason) {
+  status.SetPayload(kReasonPayload, absl::Cord(reason));
+  return status;
+}
+
+std::string ErrorReason(const absl::Status& status) {
+  const absl::optional<absl::Cord> reason = status.GetPayload(kReasonPayload);
+  return reason.has_value() ? std::string(*reason) : "";
+}
+
 google::rpc::Status ToRpcStatus(const absl::Status& status) {
   google::rpc::Status out;
   out.set_code(static_cast<int>(status.code()));
   out.set_message(std::string(status.message()));
+  if (status.ok()) return out;
+  google::rpc::ErrorInfo info;
+  const std::string reason = ErrorReason(status);
+  info.set_reason(reason.empty() ? absl::StatusCodeToString(status.code()) : reason);
+  info.set_domain("viommu");
+  out.add_details()->PackFrom(info);
   return out;
 }
 
 absl::Status FromRpcStatus(const google::rpc::Status& status) {
-  return absl::Status(static_cast<absl::StatusCode>(status.code()), status.message());
+  absl::Status out(static_cast<absl::StatusCode>(status.code()), status.message());
+  for (const google::protobuf::Any& any : status.details()) {
+    google::rpc::ErrorInfo info;
+    if (any.UnpackTo(&info)) return WithReason(std::move(out), info.reason());
+  }
+  return out;
 }
 
-grpc::Status ToGrpcStatus(const absl::Status& status, const std::string& reason) {
+grpc::Status ToGrpcStatus(const absl::Status& status) {
   if (status.ok()) return grpc::Status::OK;
-  google::rpc::ErrorInfo info;
-  info.set_reason(reason.empty() ? absl::StatusCodeToString(status.code()) : reason);
-  info.set_domain("viommu");
-  google::rpc::Status details = ToRpcStatus(status);
-  details.add_details()->PackFrom(info);
   return grpc::Status(static_cast<grpc::StatusCode>(status.code()), std::string(status.message()),
-                      details.SerializeAsString());
+                      ToRpcStatus(status).SerializeAsString());
 }
 
 absl::Status FromGrpcStatus(const grpc::Status& status) {
-  return absl::Status(static_cast<absl::StatusCode>(status.error_code()), status.error_message());
-}
-
-std::string ErrorReason(const grpc::Status& status) {
+  absl::Status out(static_cast<absl::StatusCode>(status.error_code()), status.error_message());
   google::rpc::Status details;
-  if (!details.ParseFromString(status.error_details())) return "";
-  for (const google::protobuf::Any& any : details.details()) {
-    google::rpc::ErrorInfo info;
-    if (any.UnpackTo(&info)) return info.reason();
+  if (out.ok() || status.error_details().empty() ||
+      !details.ParseFromString(status.error_details())) {
+    return out;
   }
-  return "";
+  const std::string reason = ErrorReason(FromRpcStatus(details));
+  return reason.empty() ? out : WithReason(std::move(out), reason);
 }
 
 std::string CodeLabel(absl::StatusCode code) {

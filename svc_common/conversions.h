@@ -36,14 +36,17 @@ v1::CostPreset ToProto(const CostModel& model);
 // InvalidArgument: above 16 bits.
 absl::StatusOr<SourceId> SourceIdFromProto(uint32_t source_id);
 
+// The reason travels as an ErrorInfo.
 google::rpc::Status ToRpcStatus(const absl::Status& status);
 absl::Status FromRpcStatus(const google::rpc::Status& status);
 
-// With an ErrorInfo{reason, "viommu"} in the details (AIP-193); an empty reason is the code's name.
-grpc::Status ToGrpcStatus(const absl::Status& status, const std::string& reason = "");
+// Gives a status the reason that programs act on, UPPER_SNAKE_CASE.
+absl::Status WithReason(absl::Status status, const std::string& reason);
+// With an ErrorInfo{reason, "viommu"} in the details (AIP-193); without WithReason the code's name.
+grpc::Status ToGrpcStatus(const absl::Status& status);
 absl::Status FromGrpcStatus(const grpc::Status& status);
-// The ErrorInfo's reason, or empty.
-std::string ErrorReason(const grpc::Status& status);
+// What WithReason set, on this side or on the peer's; empty if nothing did.
+std::string ErrorReason(const absl::Status& status);
 
 // "ok", "not_found", ...: label value of metrics.
 std::string CodeLabel(absl::StatusCode code);

@@ -58,6 +58,13 @@ struct DmaResult {
   bool stale = false;  // it succeeded on a page that the guest's tables no longer map that way
 };
 
+// Where one access of a device would go.
+struct DeviceTranslation {
+  vtd::FaultReason reason = vtd::FaultReason::kNone;  // kNone: the rest is valid
+  HostPhys host;
+  GuestPhys guest;
+};
+
 // Totals since the session began; gauges where said.
 struct SessionStats {
   SyncCost cost;
@@ -73,6 +80,7 @@ struct SessionStats {
   uint64_t faults[16] = {};            // by reason
   uint64_t faults_dropped = 0;
   uint64_t work_refused = 0;           // invalidations stopped at max_work_per_invalidation
+  uint64_t shadows_refused = 0;        // devices left blocked at max_domains
   uint64_t invalidations[4] = {};      // by granularity: 1 global, 2 domain, 3 page
   uint32_t devices = 0;
   uint32_t domains = 0;
@@ -100,6 +108,11 @@ class HypervisorSession {
   // counts as a touch (stale_dma_hits) and records no fault.
   virtual DmaResult Dma(SourceId sid, Iova iova, bool write, std::span<std::byte> data,
                         bool probe) = 0;
+
+  // Looks one access up as Dma would, without moving data, recording a fault or counting a touch.
+  virtual absl::StatusOr<DeviceTranslation> Translate(SourceId, Iova, Access) const {
+    return absl::UnimplementedError("this session does not translate single accesses");
+  }
 
   // What the physical unit lets `sid` reach now, ascending, in guest-physical terms.
   virtual absl::StatusOr<std::vector<LeafMapping>> FlattenShadow(SourceId sid) const = 0;

@@ -1,0 +1,367 @@
+#include "hypervisor_svc/guest_session.h"
+
+#include <chrono>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "iommu_core/base/errors.h"
+#include "svc_common/conversions.h"
+
+namespace viommu {
+namespace {
+
+// Device touches beside one doorbell; a real device issues more than one access a descriptor.
+constexpr int kMaxTouches = 65'536;
+
+absl::Status Malformed(const std::string& what) {
+  return WithReason(absl::InvalidArgumentError(what), "MALFORMED_MESSAGE");
+}
+
+absl::Status Ended() {
+  return WithReason(absl::NotFoundError("the session has ended"), "UNKNOWN_SESSION");
+}
+
+// Observes the wall time between its construction and its end.
+class SyncTimer {
+ public:
+  explicit SyncTimer(WallHistogram& histogram)
+      : histogram_(histogram), start_(std::chrono::steady_clock::now()) {}
+  ~SyncTimer() {
+    const auto elapsed = std::chrono::steady_clock::now() - start_;
+    histogram_.Observe(static_cast<uint64_t>(
+        std::chrono::duration_cast<std::chrono::nanoseconds>(elapsed).count()));
+  }
+
+ private:
+  WallHistogram& histogram_;
+  const std::chrono::steady_clock::time_point start_;
+};
+
+}  // namespace
+
+GuestSession::GuestSession(SessionInfo info, std::shared_ptr<PhysicalMemory> memory,
+                           std::unique_ptr<HypervisorSession> core, HypervisorCounters& counters)
+    : info_(std::move(info)),
+      counters_(counters),
+      // The memory lives as long as the last call that still uses the core.
+      core_(core.release(), [memory = std::move(memory)](HypervisorSession* c) { delete c; }) {}
+
+std::shared_ptr<HypervisorSession> GuestSession::core() {
+  absl::MutexLock lock(&state_mu_);
+  return core_;
+}
+
+absl::Status GuestSession::Attach(const v1::OpenSession& open,
+                                  std::shared_ptr<StreamHandle> stream, bool replaces_unknown,
+                                  std::vector<v1::InvalidateResponse>& out) {
+  absl::MutexLock lock(&mu_);
+  if (open.stream_epoch() <= epoch_) {
+    return WithReason(absl::AbortedError(absl::StrCat("stream epoch ", open.stream_epoch(),
+                                                      " is not above ", epoch_,
+                                                      ", the session's latest")),
+                      "STALE_EPOCH");
+  }
+  std::shared_ptr<StreamHandle> older;
+  uint64_t completed = 0;
+  {
+    absl::MutexLock state(&state_mu_);
+    if (core_ == nullptr) return Ended();
+    older = std::exchange(stream_, std::move(stream));
+    progress_.connected = true;
+    progress_.disconnected_at = SteadyTime::max();
+    completed = progress_.completed_sequence;
+  }
+  epoch_ = open.stream_epoch();
+  if (older != nullptr) {
+    older->End(WithReason(absl::AbortedError("a stream with a higher epoch took the session"),
+                          "FENCED"));
+  }
+  if (replaces_unknown) {
+    Reset(v1::ResetRequired::REASON_UNKNOWN_SESSION, out);
+  } else if (awaiting_replay_ || open.oldest_retained_sequence() > completed + 1 ||
+             open.next_sequence() < completed + 1) {
+    Reset(v1::ResetRequired::REASON_SEQUENCE_GAP, out);
+  } else {
+    for (const v1::Completion& completion : retained_) {
+      if (completion.sequence() < open.oldest_retained_sequence()) continue;
+      *out.emplace_back().mutable_completion() = completion;
+    }
+  }
+  return absl::OkStatus();
+}
+
+bool GuestSession::Detach(uint64_t epoch) {
+  absl::MutexLock lock(&mu_);
+  if (epoch != epoch_) return false;
+  absl::MutexLock state(&state_mu_);
+  stream_ = nullptr;
+  progress_.connected = false;
+  progress_.disconnected_at = std::chrono::steady_clock::now();
+  return true;
+}
+
+absl::Status GuestSession::CheckBatch(const v1::InvalidationBatch& batch) const {
+  const int words = batch.wide() ? 4 : 2;
+  if (batch.descriptor_words_size() % words != 0) {
+    return Malformed(absl::StrCat(batch.descriptor_words_size(), " descriptor words are no whole ",
+                                  "number of ", words, "-word descriptors"));
+  }
+  if (static_cast<uint32_t>(batch.descriptor_words_size() / words) > info_.max_batch_descriptors) {
+    return Malformed(absl::StrCat(batch.descriptor_words_size() / words,
+                                  " descriptors in one batch; the session's limit is ",
+                                  info_.max_batch_descriptors));
+  }
+  if (batch.touch_words_size() % 2 != 0 || batch.touch_words_size() / 2 > kMaxTouches) {
+    return Malformed(absl::StrCat(batch.touch_words_size(), " touch words: pairs, at most ",
+                                  kMaxTouches, " of them"));
+  }
+  for (int i = 0; i < batch.touch_words_size(); i += 2) {
+    if (batch.touch_words(i) >> 17 != 0) return Malformed("a touch names no 16-bit source id");
+  }
+  return absl::OkStatus();
+}
+
+absl::Status GuestSession::Handle(uint64_t epoch, const v1::InvalidateRequest& request,
+                                  std::vector<v1::InvalidateResponse>& out) {
+  absl::MutexLock lock(&mu_);
+  if (epoch != epoch_) {
+    return WithReason(absl::AbortedError("a stream with a higher epoch took the session"),
+                      "FENCED");
+  }
+  uint64_t sequence = 0;
+  switch (request.request_case()) {
+    case v1::InvalidateRequest::kBatch: {
+      if (absl::Status status = CheckBatch(request.batch()); !status.ok()) return status;
+      sequence = request.batch().sequence();
+      break;
+    }
+    case v1::InvalidateRequest::kRegisters:
+      sequence = request.registers().sequence();
+      break;
+    case v1::InvalidateRequest::kDevice:
+      if (request.device().source_id() > 0xffff) return Malformed("a source id has 16 bits");
+      sequence = request.device().sequence();
+      break;
+    case v1::InvalidateRequest::kOpen:
+      return Malformed("the session is open already");
+    case v1::InvalidateRequest::kTablePages:
+      return Malformed("no table pages were asked for");
+    default:
+      return Malformed("an empty or unknown message");
+  }
+  if (sequence == 0) return Malformed("sequences start at 1");
+
+  const uint64_t completed = progress().completed_sequence;
+  if (sequence <= completed) {
+    // Done before: acknowledged again, not counted again.
+    v1::Completion* again = out.emplace_back().mutable_completion();
+    again->set_sequence(completed);
+    for (const v1::Completion& completion : retained_) {
+      if (completion.sequence() == sequence) *again = completion;
+    }
+    return absl::OkStatus();
+  }
+  if (sequence > completed + 1) {
+    // What was sent after the gap and before the guest heard of it is dropped without a word.
+    if (!awaiting_replay_) Reset(v1::ResetRequired::REASON_SEQUENCE_GAP, out);
+    return absl::OkStatus();
+  }
+  if (core() == nullptr) return Ended();
+  awaiting_replay_ = false;
+  v1::Completion& completion = *out.emplace_back().mutable_completion();
+  completion.set_sequence(sequence);
+  if (request.has_batch()) {
+    if (absl::Status status = HandleBatch(request.batch(), completion); !status.ok()) {
+      out.pop_back();
+      return status;
+    }
+  } else if (request.has_registers()) {
+    HandleRegisters(request.registers(), completion);
+  } else {
+    HandleDevice(request.device(), completion);
+  }
+  retained_.push_back(completion);
+  if (retained_.size() > info_.max_outstanding_batches) retained_.pop_front();
+  absl::MutexLock state(&state_mu_);
+  progress_.completed_sequence = sequence;
+  progress_.batches += request.has_batch() ? 1 : 0;
+  return absl::OkStatus();
+}
+
+absl::Status GuestSession::HandleBatch(const v1::InvalidationBatch& batch,
+                                       v1::Completion& completion) {
+  const int words = batch.wide() ? 4 : 2;
+  std::vector<vtd::RawDescriptor> descriptors(
+      static_cast<size_t>(batch.descriptor_words_size() / words));
+  for (size_t i = 0; i < descriptors.size(); ++i) {
+    const int at = static_cast<int>(i) * words;
+    descriptors[i].qw0 = batch.descriptor_words(at);
+    descriptors[i].qw1 = batch.descriptor_words(at + 1);
+    if (batch.wide()) {
+      descriptors[i].qw2 = batch.descriptor_words(at + 2);
+      descriptors[i].qw3 = batch.descriptor_words(at + 3);
+    }
+  }
+  std::vector<DeviceTouch> touches(static_cast<size_t>(batch.touch_words_size() / 2));
+  for (size_t i = 0; i < touches.size(); ++i) {
+    const uint64_t who = batch.touch_words(static_cast<int>(2 * i));
+    touches[i] = {SourceId(static_cast<uint16_t>(who >> 1)),
+                  Iova(batch.touch_words(static_cast<int>(2 * i + 1))), (who & 1) != 0};
+  }
+  const std::shared_ptr<HypervisorSession> core = this->core();
+  SinkCompletion done;
+  {
+    SyncTimer timer(counters_.sync_wall[static_cast<int>(SyncTrigger::kBatch)]
+                                       [static_cast<int>(info_.strategy)]);
+    done = core->Apply(descriptors, touches, batch.settled());
+  }
+  *completion.mutable_cost() = ToProto(done.cost);
+  for (const vtd::FaultRecord& fault : done.faults) *completion.add_faults() = ToProto(fault);
+  completion.set_iqei(static_cast<uint32_t>(done.error));
+  completion.set_consumed_descriptor_count(done.consumed);
+  completion.set_refused_page_count(done.refused_pages);
+  completion.set_stale_dma_hits(done.stale_dma_hits);
+  completion.set_pinned_page_count(done.pinned_pages);
+  if (done.faults.size() >= info_.max_faults_retained) {
+    completion.set_dropped_fault_count(core->stats().faults_dropped);
+  }
+  RetainFaults(done.faults);
+  return absl::OkStatus();
+}
+
+void GuestSession::HandleRegisters(const v1::RegisterUpdate& update, v1::Completion& completion) {
+  SyncTimer timer(counters_.sync_wall[static_cast<int>(SyncTrigger::kRegisters)]
+                                     [static_cast<int>(info_.strategy)]);
+  const absl::Status status =
+      core()->UpdateRegisters({PhysAddr(update.root_table()), update.translation_enabled()});
+  if (!status.ok()) *completion.mutable_status() = ToRpcStatus(status);
+}
+
+void GuestSession::HandleDevice(const v1::DeviceUpdate& update, v1::Completion& completion) {
+  SyncTimer timer(counters_.sync_wall[static_cast<int>(SyncTrigger::kDevice)]
+                                     [static_cast<int>(info_.strategy)]);
+  const auto sid = static_cast<uint16_t>(update.source_id());
+  const auto known = devices_.find(sid);
+  const std::shared_ptr<HypervisorSession> core = this->core();
+  absl::Status status;
+  // Replays may state again what is so already.
+  if (known != devices_.end() && (!update.present() || known->second != update.device_tlb())) {
+    status = core->RemoveDevice(SourceId(sid));
+    if (status.ok()) devices_.erase(known);
+  }
+  if (status.ok() && update.present() && !devices_.contains(sid)) {
+    status = core->AddDevice(SourceId(sid), update.device_tlb());
+    if (status.ok()) devices_[sid] = update.device_tlb();
+  }
+  if (!status.ok()) *completion.mutable_status() = ToRpcStatus(status);
+}
+
+void GuestSession::Reset(v1::ResetRequired::Reason reason,
+                         std::vector<v1::InvalidateResponse>& out) {
+  const std::shared_ptr<HypervisorSession> core = this->core();
+  for (const auto& [sid, device_tlb] : devices_) core->RemoveDevice(SourceId(sid)).IgnoreError();
+  devices_.clear();
+  core->UpdateRegisters({}).IgnoreError();  // translation off: nothing to look at, nothing to refuse
+  retained_.clear();
+  awaiting_replay_ = true;
+  counters_.resyncs[reason].fetch_add(1, std::memory_order_relaxed);
+  v1::ResetRequired* reset = out.emplace_back().mutable_reset_required();
+  reset->set_reason(reason);
+  reset->set_resume_sequence(progress().completed_sequence + 1);
+}
+
+SessionStats GuestSession::End() {
+  absl::MutexLock lock(&mu_);
+  const std::shared_ptr<HypervisorSession> core = this->core();
+  if (core == nullptr) return {};
+  for (const auto& [sid, device_tlb] : devices_) core->RemoveDevice(SourceId(sid)).IgnoreError();
+  devices_.clear();
+  SessionStats last = core->stats();
+  std::shared_ptr<StreamHandle> stream;
+  std::shared_ptr<HypervisorSession> released;  // after the lock: it is the expensive part
+  {
+    absl::MutexLock state(&state_mu_);
+    released = std::move(core_);
+    stream = std::move(stream_);
+    progress_.connected = false;
+    progress_.ended = true;
+  }
+  if (stream != nullptr) stream->End(Ended());
+  return last;
+}
+
+absl::StatusOr<DmaResult> GuestSession::Dma(SourceId sid, Iova iova, bool write,
+                                            std::span<std::byte> data, uint32_t* recorded) {
+  const std::shared_ptr<HypervisorSession> core = this->core();
+  if (core == nullptr) return Ended();
+  const DmaResult result = core->Dma(sid, iova, write, data, /*probe=*/false);
+  const std::vector<vtd::FaultRecord> faults = core->TakeFaults();
+  *recorded = static_cast<uint32_t>(faults.size());
+  if (faults.empty()) return result;
+  RetainFaults(faults);
+  v1::InvalidateResponse response;
+  std::shared_ptr<StreamHandle> stream;
+  {
+    absl::MutexLock state(&state_mu_);
+    stream = stream_;
+    response.mutable_completion()->set_sequence(progress_.completed_sequence);
+  }
+  for (const vtd::FaultRecord& fault : faults) {
+    *response.mutable_completion()->add_faults() = ToProto(fault);
+  }
+  if (stream != nullptr) stream->Push(response);
+  return result;
+}
+
+absl::StatusOr<DeviceTranslation> GuestSession::Translate(SourceId sid, Iova iova,
+                                                          Access access) {
+  const std::shared_ptr<HypervisorSession> core = this->core();
+  if (core == nullptr) return Ended();
+  return core->Translate(sid, iova, access);
+}
+
+absl::StatusOr<std::vector<LeafMapping>> GuestSession::Mappings(SourceId sid) {
+  const std::shared_ptr<HypervisorSession> core = this->core();
+  if (core == nullptr) return Ended();
+  return core->FlattenShadow(sid);
+}
+
+std::vector<SourceId> GuestSession::devices() {
+  absl::MutexLock lock(&mu_);
+  std::vector<SourceId> out;
+  for (const auto& [sid, device_tlb] : devices_) out.push_back(SourceId(sid));
+  return out;
+}
+
+void GuestSession::RetainFaults(const std::vector<vtd::FaultRecord>& faults) {
+  if (faults.empty()) return;
+  absl::MutexLock lock(&fault_mu_);
+  faults_.insert(faults_.end(), faults.begin(), faults.end());
+  while (faults_.size() > info_.max_faults_retained) {
+    faults_.pop_front();
+    ++first_fault_;
+  }
+}
+
+uint64_t GuestSession::ReadFaults(uint64_t* next, size_t limit,
+                                  std::vector<vtd::FaultRecord>* out) {
+  absl::MutexLock lock(&fault_mu_);
+  const uint64_t lost = first_fault_ > *next ? first_fault_ - *next : 0;
+  *next += lost;
+  for (size_t i = *next - first_fault_; i < faults_.size() && out->size() < limit; ++i, ++*next) {
+    out->push_back(faults_[i]);
+  }
+  return lost;
+}
+
+GuestSession::Progress GuestSession::progress() {
+  absl::MutexLock lock(&state_mu_);
+  return progress_;
+}
+
+SessionStats GuestSession::stats() {
+  const std::shared_ptr<HypervisorSession> core = this->core();
+  return core == nullptr ? SessionStats{} : core->stats();
+}
+
+}  // namespace viommu

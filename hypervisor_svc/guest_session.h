@@ -1,0 +1,135 @@
+// One guest vIOMMU's session: the order of its requests, its epochs, what it may still ask again, and
+// the faults of its devices. The work itself is the core's HypervisorSession.
+#ifndef VIOMMU_HYPERVISOR_SVC_GUEST_SESSION_H_
+#define VIOMMU_HYPERVISOR_SVC_GUEST_SESSION_H_
+
+#include <chrono>
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "hypervisor_svc/hypervisor_counters.h"
+#include "iommu_core/mem/physical_memory.h"
+#include "iommu_core/shadow/hypervisor_session.h"
+#include "viommu/v1/hypervisor_service.pb.h"
+
+namespace viommu {
+
+// The clock of times to live: it does not jump.
+using SteadyTime = std::chrono::steady_clock::time_point;
+
+// How another thread reaches a session's stream.
+class StreamHandle {
+ public:
+  virtual ~StreamHandle() = default;
+  // Sends one message; nothing happens if the stream is ending.
+  virtual void Push(const v1::InvalidateResponse& response) = 0;
+  // Ends the stream with `status`.
+  virtual void End(const absl::Status& status) = 0;
+};
+
+// Never changes after the session was opened.
+struct SessionInfo {
+  std::string id;
+  std::string guest_instance_id;
+  std::string peer_identity;  // of the certificate; empty in the clear
+  Strategy strategy = Strategy::kWalk;
+  uint64_t guest_ram_bytes = 0;
+  uint32_t max_outstanding_batches = 0;
+  uint32_t max_batch_descriptors = 0;
+  uint64_t max_faults_retained = 0;
+};
+
+class GuestSession {
+ public:
+  // `core` works on `memory`; `counters` outlive the session.
+  GuestSession(SessionInfo info, std::shared_ptr<PhysicalMemory> memory,
+               std::unique_ptr<HypervisorSession> core, HypervisorCounters& counters);
+
+  // A stream takes the session: an older stream ends with ABORTED. Fills `out` with what the new
+  // stream must hear first: completions that the guest may have missed, or a reset
+  // (`replaces_unknown`: the guest asked for a session that is not known here). ABORTED: a stream with this or a higher epoch was here. NotFound: the session ended meanwhile.
+  absl::Status Attach(const v1::OpenSession& open, std::shared_ptr<StreamHandle> stream,
+                      bool replaces_unknown, std::vector<v1::InvalidateResponse>& out)
+      ABSL_LOCKS_EXCLUDED(mu_);
+  // The stream of `epoch` is gone. True: it was the current one.
+  bool Detach(uint64_t epoch) ABSL_LOCKS_EXCLUDED(mu_);
+
+  // Carries out one message of the stream with `epoch` and adds the answers to `out`. Not OK: the
+  // stream must end with that status; nothing of the message was applied.
+  absl::Status Handle(uint64_t epoch, const v1::InvalidateRequest& request,
+                      std::vector<v1::InvalidateResponse>& out) ABSL_LOCKS_EXCLUDED(mu_);
+
+  // Blocks every device, then releases tables, pins and memory. Later calls see NotFound.
+  SessionStats End() ABSL_LOCKS_EXCLUDED(mu_);
+
+  // Device accesses; NotFound once the session ended. `recorded` counts the fault records made.
+  absl::StatusOr<DmaResult> Dma(SourceId sid, Iova iova, bool write, std::span<std::byte> data,
+                                uint32_t* recorded) ABSL_LOCKS_EXCLUDED(mu_);
+  absl::StatusOr<DeviceTranslation> Translate(SourceId sid, Iova iova, Access access)
+      ABSL_LOCKS_EXCLUDED(mu_);
+  absl::StatusOr<std::vector<LeafMapping>> Mappings(SourceId sid) ABSL_LOCKS_EXCLUDED(mu_);
+  std::vector<SourceId> devices() ABSL_LOCKS_EXCLUDED(mu_);
+
+  // Faults from `*next` on, at most `limit`; moves `*next` past them and returns how many were lost
+  // before them.
+  uint64_t ReadFaults(uint64_t* next, size_t limit, std::vector<vtd::FaultRecord>* out)
+      ABSL_LOCKS_EXCLUDED(fault_mu_);
+
+  struct Progress {
+    bool connected = false;
+    bool ended = false;
+    uint64_t completed_sequence = 0;
+    uint64_t batches = 0;
+    SteadyTime disconnected_at = SteadyTime::max();  // max: a stream is attached
+  };
+  Progress progress() ABSL_LOCKS_EXCLUDED(state_mu_);
+  SessionStats stats() ABSL_LOCKS_EXCLUDED(state_mu_);
+  const SessionInfo& info() const { return info_; }
+
+ private:
+  absl::Status HandleBatch(const v1::InvalidationBatch& batch, v1::Completion& completion)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  absl::Status CheckBatch(const v1::InvalidationBatch& batch) const;
+  void HandleDevice(const v1::DeviceUpdate& update, v1::Completion& completion)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void HandleRegisters(const v1::RegisterUpdate& update, v1::Completion& completion)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Empties the shadow and asks the guest to replay its state.
+  void Reset(v1::ResetRequired::Reason reason, std::vector<v1::InvalidateResponse>& out)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void RetainFaults(const std::vector<vtd::FaultRecord>& faults) ABSL_LOCKS_EXCLUDED(fault_mu_);
+  std::shared_ptr<HypervisorSession> core() ABSL_LOCKS_EXCLUDED(state_mu_);
+
+  const SessionInfo info_;
+  HypervisorCounters& counters_;
+
+  // Held while a request is carried out, so that an older stream's last request is finished before
+  // a newer stream's first.
+  absl::Mutex mu_;
+  uint64_t epoch_ ABSL_GUARDED_BY(mu_) = 0;
+  bool awaiting_replay_ ABSL_GUARDED_BY(mu_) = false;
+  std::map<uint16_t, bool> devices_ ABSL_GUARDED_BY(mu_);  // source id -> has a device-TLB
+  std::deque<v1::Completion> retained_ ABSL_GUARDED_BY(mu_);
+
+  // Short holds only: readers (scrapes, GetSession, device accesses) never wait for a walk here.
+  absl::Mutex state_mu_ ABSL_ACQUIRED_AFTER(mu_);
+  Progress progress_ ABSL_GUARDED_BY(state_mu_);
+  std::shared_ptr<StreamHandle> stream_ ABSL_GUARDED_BY(state_mu_);
+  std::shared_ptr<HypervisorSession> core_ ABSL_GUARDED_BY(state_mu_);  // null: ended
+
+  absl::Mutex fault_mu_;
+  std::deque<vtd::FaultRecord> faults_ ABSL_GUARDED_BY(fault_mu_);
+  uint64_t first_fault_ ABSL_GUARDED_BY(fault_mu_) = 0;  // number of faults_.front()
+};
+
+}  // namespace viommu
+
+#endif  // VIOMMU_HYPERVISOR_SVC_GUEST_SESSION_H_

@@ -1,0 +1,28 @@
+// Totals of the whole process that no single session keeps.
+#ifndef VIOMMU_HYPERVISOR_SVC_HYPERVISOR_COUNTERS_H_
+#define VIOMMU_HYPERVISOR_SVC_HYPERVISOR_COUNTERS_H_
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+
+#include "svc_common/metrics.h"
+
+namespace viommu {
+
+enum class SyncTrigger { kBatch, kRegisters, kDevice };
+inline constexpr std::array<const char*, 3> kSyncTriggerNames = {"batch", "registers", "device"};
+inline constexpr int kStrategies = 5;
+// By v1::ResetRequired::Reason.
+inline constexpr std::array<const char*, 4> kResyncNames = {"unspecified", "unknown_session",
+                                                            "sequence_gap", "shadow_mismatch"};
+
+struct HypervisorCounters {
+  // Wall time of one synchronisation: [trigger][strategy].
+  WallHistogram sync_wall[kSyncTriggerNames.size()][kStrategies];
+  std::array<std::atomic<uint64_t>, kResyncNames.size()> resyncs{};
+};
+
+}  // namespace viommu
+
+#endif  // VIOMMU_HYPERVISOR_SVC_HYPERVISOR_COUNTERS_H_
