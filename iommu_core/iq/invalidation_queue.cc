@@ -3,6 +3,7 @@
 #include <utility>
 #include <variant>
 
+#include "iommu_core/base/errors.h"
 #include "iommu_core/iq/vtd_unit_state.h"
 
 namespace viommu {
@@ -21,6 +22,10 @@ void VtdUnit::State::DisableQueue() {
     disable_when_idle = true;
     return;
   }
+  TurnQueueOff();
+}
+
+void VtdUnit::State::TurnQueueOff() {
   SetGsts(vtd::gcmd::Qie::kMask, false);
   registers.Set64(vtd::kIqh, 0);  // 11.4.8.1: head is 0 while QIES is clear
 }
@@ -39,45 +44,58 @@ void VtdUnit::State::OnTailWritten() {
 }
 
 absl::Status VtdUnit::State::RunQueue() {
+  constexpr uint64_t kNowhere = ~uint64_t{0};
+  uint64_t stopped_at = kNowhere;  // head at the last error, if nothing was done since
   while (queue_enabled()) {
+    Iqei error = Iqei::kNone;
     if (batch.raw.empty()) {
       if (queue_stopped || registers.Get64(vtd::kIqh) == tail) break;
-      if (const Iqei error = CheckQueue(); error != Iqei::kNone) {
-        QueueError(error);
-        break;
+      error = CheckQueue();
+      if (error == Iqei::kNone) FetchBatch();
+    }
+    if (error == Iqei::kNone) {
+      auto consumed = ExecuteBatch();
+      if (!consumed.ok()) return consumed.status();
+      error = consumed->error;
+      if (consumed->consumed != 0) {
+        stopped_at = kNowhere;
+      } else if (error == Iqei::kNone) {
+        return absl::InternalError("the backend did nothing and gave no reason");
       }
-      FetchBatch();
     }
-    UnitBackend::Outcome outcome;
-    if (!batch.raw.empty()) {
-      auto executed = backend.Execute(batch.raw, batch.decoded);
-      if (!executed.ok()) return executed.status();
-      outcome = *executed;
+    if (error == Iqei::kNone) continue;
+    QueueError(error);
+    // A fault_event that clears IQE resumes the queue, but not for ever on the same descriptor.
+    const uint64_t head = registers.Get64(vtd::kIqh);
+    if (!queue_stopped && stopped_at == head) {
+      return errors::QueueError(static_cast<uint32_t>(error));
     }
-    const Batch done = std::exchange(batch, {});
-    const size_t consumed = std::min<size_t>(outcome.consumed, done.raw.size());
-    Iqei error = outcome.error;
-    for (size_t i = 0; i < consumed; ++i) {
-      const auto* wait = std::get_if<vtd::InvalidationWait>(&done.decoded[i]);
-      last_was_wait = wait != nullptr;
-      if (wait != nullptr && !CompleteWait(*wait)) {
-        error = Iqei::kReservedField;
-        break;
-      }
-      AdvanceHead();
-    }
-    if (error == Iqei::kNone && consumed == done.raw.size()) error = done.stop;
-    if (error != Iqei::kNone) {
-      QueueError(error);
-      break;
-    }
-    if (consumed == 0) return absl::InternalError("the backend did nothing and gave no reason");
+    stopped_at = head;
   }
-  if (std::exchange(disable_when_idle, false)) {
-    SetGsts(vtd::gcmd::Qie::kMask, false);
-    registers.Set64(vtd::kIqh, 0);
-  }
+  if (std::exchange(disable_when_idle, false)) TurnQueueOff();
   return absl::OkStatus();
+}
+
+absl::StatusOr<UnitBackend::Outcome> VtdUnit::State::ExecuteBatch() {
+  UnitBackend::Outcome outcome;
+  if (!batch.raw.empty()) {
+    auto executed = backend.Execute(batch.raw, batch.decoded);
+    if (!executed.ok()) return executed.status();
+    outcome = *executed;
+  }
+  const Batch done = std::exchange(batch, {});
+  const size_t size = std::min<size_t>(outcome.consumed, done.raw.size());
+  for (uint32_t i = 0; i < size; ++i) {
+    const auto* wait = std::get_if<vtd::InvalidationWait>(&done.decoded[i]);
+    last_was_wait = wait != nullptr;
+    if (wait != nullptr && !CompleteWait(*wait)) {
+      return UnitBackend::Outcome{i, Iqei::kReservedField};
+    }
+    AdvanceHead();
+  }
+  outcome.consumed = static_cast<uint32_t>(size);
+  if (outcome.error == Iqei::kNone && size == done.raw.size()) outcome.error = done.stop;
+  return outcome;
 }
 
 Iqei VtdUnit::State::CheckQueue() const {

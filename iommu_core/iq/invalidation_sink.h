@@ -26,13 +26,14 @@ struct UnitRegisters {
 
 // What became of one posted batch.
 struct SinkCompletion {
-  uint32_t consumed = 0;                  // descriptors verified and done, in order
-  vtd::Iqei error = vtd::Iqei::kNone;     // not kNone: descriptor [consumed] is bad (IQE)
+  uint32_t consumed = 0;               // descriptors verified and done, in order
+  vtd::Iqei error = vtd::Iqei::kNone;  // not kNone: descriptor [consumed] is bad (IQE)
   SyncCost cost;
-  uint64_t stale_dma_hits = 0;  // touches of this batch that reached memory the guest no longer maps
-  uint64_t refused_pages = 0;   // gauge: pages that a limit keeps out of the shadow
-  uint64_t pinned_pages = 0;    // gauge
-  std::vector<vtd::FaultRecord> faults;   // device accesses blocked since the last completion
+  uint64_t stale_dma_hits =
+      0;                       // touches of this batch that reached memory the guest no longer maps
+  uint64_t refused_pages = 0;  // gauge: pages that a limit keeps out of the shadow
+  uint64_t pinned_pages = 0;   // gauge
+  std::vector<vtd::FaultRecord> faults;  // device accesses blocked since the last completion
 };
 
 // A device access that happens before the doorbell it is posted with, e.g. a device that keeps

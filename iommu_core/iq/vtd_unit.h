@@ -47,8 +47,9 @@ struct VtdUnitOptions {
   int haw_bits = 48;
   // Reproduce QEMU's departures from the specification (README.md lists each).
   bool qemu_quirks = false;
-  std::function<void()> fault_event;         // FECTL: message would be sent
-  std::function<void()> invalidation_event;  // IECTL: message would be sent
+  // FECTL, IECTL: a message would be sent. They may use the unit's registers.
+  std::function<void()> fault_event;
+  std::function<void()> invalidation_event;
 };
 
 // Not thread-safe: the holder of the queue lock drives it.

@@ -35,8 +35,12 @@ struct VtdUnit::State {
   // invalidation_queue.cc
   void EnableQueue();
   void DisableQueue();
+  void TurnQueueOff();
   void OnTailWritten();
   absl::Status RunQueue();
+  // Offers `batch`, completes the waits of what was done and moves the head. Error status: `batch`
+  // stays as it is.
+  absl::StatusOr<UnitBackend::Outcome> ExecuteBatch();
   // 11.4.8.3
   bool wide_queue() const { return vtd::iqa::Dw::Get(registers.Get64(vtd::kIqa)) != 0; }
   uint64_t descriptor_bytes() const { return wide_queue() ? 32 : 16; }

@@ -343,6 +343,38 @@ TEST_F(QueueTest, HandlerThatRingsTheDoorbellIsServedByTheSameRun) {
   EXPECT_THAT(backend.offered, SizeIs(2));
 }
 
+TEST_F(QueueTest, HandlerThatMendsTheDescriptorAndClearsTheErrorResumesTheQueue) {
+  VtdUnitOptions options = DefaultOptions();
+  options.fault_event = [this] {
+    Put(0, Wait(8));
+    ClearQueueError();
+  };
+  Make(options);
+  EnableQueue();
+  unit->Write32(vtd::kFectl, 0);
+  Put(0, {0, 0});
+  Tail(0x10);
+  EXPECT_EQ(Head(), 0x10u);
+  EXPECT_EQ(StatusWord(), 8u);
+  EXPECT_TRUE(unit->last_status().ok());
+}
+
+TEST_F(QueueTest, HandlerThatClearsTheErrorAndMendsNothingDoesNotLoop) {
+  VtdUnitOptions options = DefaultOptions();
+  options.fault_event = [this] {
+    ++fault_events;
+    ClearQueueError();
+  };
+  Make(options);
+  EnableQueue();
+  unit->Write32(vtd::kFectl, 0);
+  Put(0, {0, 0});
+  Tail(0x10);
+  EXPECT_EQ(fault_events, 2);
+  EXPECT_FALSE(unit->last_status().ok());
+  EXPECT_EQ(Head(), 0u);
+}
+
 TEST_F(QueueTest, TransportFailureKeepsTheHeadAndOffersTheSameDescriptorsAgain) {
   EnableQueue();
   Put(0, Global());
