@@ -37,6 +37,7 @@ constexpr DepartureText kDepartures[] = {
     {Departure::kRegisterInvalidationUnderQueue, "register-invalidation-under-queue"},
     {Departure::kNoQueueErrorRecord, "no-iqercd"},
     {Departure::kNoWideQueue, "no-wide-queue"},
+    {Departure::kTableModeIgnored, "ttm-ignored"},
     {Departure::kShadowSplitResidue, "split-or-subtree-residue"},
     {Departure::kShadowReservedStays, "reserved-bit-entry-not-unmapped"},
     {Departure::kShadowNarrowedStays, "agaw-narrowed-keeps-old-mapping"},
@@ -55,20 +56,28 @@ std::vector<StepDifference> Differences(const Case& recorded, bool qemu_quirks) 
   QueueDepartures queue(machine.unit().caps());
   SeenTranslations history;
   std::vector<StepDifference> out;
+  // The departure behind a fault record that no step has cleared since.
+  std::optional<Departure> standing;
   for (size_t i = 0; i < recorded.steps.size(); ++i) {
     const Step& step = recorded.steps[i];
     queue.Observe(step, machine.unit().Read32(vtd::kGsts), machine.unit().Read32(vtd::kFsts));
     const Observation seen = machine.Run(step);
     auto text = Difference(step, seen, history);
     history.Remember(step);
-    if (!text) continue;
-    StepDifference difference{i, absl::StrCat("step ", i, ": ", *text), queue.touched()};
-    // Where an access goes follows from what the queue has done; whether it faults does not.
-    if (const auto access = AccessDeparture(step, seen);
-        access && (*access != Departure::kIotlbBySourceId || queue.touched().empty())) {
-      difference.departures = {*access};
+    if (text) {
+      StepDifference difference{i, absl::StrCat("step ", i, ": ", *text), queue.touched()};
+      // Where an access goes follows from what the queue has done; whether it faults does not.
+      const auto access = AccessDeparture(step, seen);
+      if (access && (*access != Departure::kIotlbBySourceId || queue.touched().empty())) {
+        difference.departures = {*access};
+        standing = access;
+      } else if (standing) {
+        difference.departures.insert(*standing);
+      }
+      out.push_back(std::move(difference));
     }
-    out.push_back(std::move(difference));
+    const bool cleared = step.op == Op::kClearFaults || (step.op == Op::kDma && !step.keep);
+    if (cleared) standing.reset();
   }
   return out;
 }

@@ -30,6 +30,7 @@ enum class Departure {
   kRegisterInvalidationUnderQueue,
   kNoQueueErrorRecord,
   kNoWideQueue,
+  kTableModeIgnored,
   kShadowSplitResidue,
   kShadowReservedStays,
   kShadowNarrowedStays,

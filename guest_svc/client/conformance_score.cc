@@ -206,6 +206,9 @@ void QueueDepartures::ObserveWrite(const Step& step, uint64_t gsts, uint64_t fst
         touched_.insert(Departure::kContextDomainAsGlobal);
       }
       return;
+    case vtd::kRtaddr:
+      if (vtd::rtaddr::Ttm::Get(step.value) != 0) touched_.insert(Departure::kTableModeIgnored);
+      return;
     case vtd::kIqa:
       if (vtd::iqa::Dw::Get(step.value) != 0) touched_.insert(Departure::kNoWideQueue);
       return;
