@@ -254,6 +254,9 @@ absl::Status GuestMachineImpl::CheckSegments(std::span<const Segment> segments) 
 
 absl::Status GuestMachineImpl::MapLocked(DmaDomain& domain, Iova iova,
                                          std::span<const Segment> segments, Access access) {
+  // __domain_mapping sets DMA_FL_PTE_PRESENT, which is the read bit of a second-stage entry: what
+  // Linux maps for writing can be read, too (seen in the memory images of real guests).
+  access.read = access.read || access.write;
   Iova at = iova;
   std::vector<PhysAddr> replaced;
   absl::Status status;
@@ -470,8 +473,14 @@ absl::Status GuestMachineImpl::MapResident(uint32_t id, Iova first, uint64_t pag
     if (!mapped.ok()) return mapped.status();
   }
   BeginOp(0);
+  const std::vector<double> busy = vcpu_busy_until_ns_;
+  std::vector<double> locks;
+  for (const Unit& unit : units_) locks.push_back(unit.lock_free_ns);
   absl::Status status = InvalidateDomain(domain);
   EndOp();
+  // It was there before the load began: nobody waits for it.
+  vcpu_busy_until_ns_ = busy;
+  for (size_t i = 0; i < units_.size(); ++i) units_[i].lock_free_ns = locks[i];
   return status;
 }
 
