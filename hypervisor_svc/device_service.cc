@@ -38,6 +38,8 @@ void FillSession(GuestSession& session, v1::Session* out) {
   out->set_device_count(stats.devices);
   out->set_domain_count(stats.domains);
   out->set_stale_dma_hits(stats.stale_dma_hits);
+  out->set_iotlb_hits(stats.iotlb_hits);
+  out->set_iotlb_misses(stats.iotlb_misses);
   out->set_guest_ram_bytes(session.info().guest_ram_bytes);
 }
 

@@ -1,0 +1,60 @@
+// This guest's memory: a region that the hypervisor made. When the hypervisor was restarted and knows
+// the region no more, the content moves into a new one.
+#ifndef VIOMMU_GUEST_SVC_GUEST_MEMORY_H_
+#define VIOMMU_GUEST_SVC_GUEST_MEMORY_H_
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "iommu_core/mem/physical_memory.h"
+#include "svc_common/memory_channel.h"
+
+namespace viommu {
+
+// Not thread-safe against Renew: whoever renews holds the lock under which the machine works.
+class GuestMemory final : public PhysicalMemory {
+ public:
+  static absl::StatusOr<std::unique_ptr<GuestMemory>> Create(std::string memory_socket,
+                                                             uint64_t size_bytes);
+
+  const std::string& token() const { return current_->token(); }
+  uint64_t size_bytes() const { return current_->memory().size_bytes(); }
+  // The region of `refused_token` is not known to the hypervisor any more: asks for a new one and
+  // moves everything there. OK without doing anything if that was done already.
+  absl::Status Renew(const std::string& refused_token);
+
+  std::optional<uint64_t> Read64(PhysAddr address) const override {
+    return current_->memory().Read64(address);
+  }
+  bool Write64(PhysAddr address, uint64_t value) override {
+    return current_->memory().Write64(address, value);
+  }
+  bool Write32(PhysAddr address, uint32_t value) override {
+    return current_->memory().Write32(address, value);
+  }
+  std::optional<uint32_t> Read32(PhysAddr address) const override {
+    return current_->memory().Read32(address);
+  }
+  bool ReadBytes(PhysAddr address, std::span<std::byte> out) const override {
+    return current_->memory().ReadBytes(address, out);
+  }
+  bool WriteBytes(PhysAddr address, std::span<const std::byte> in) override {
+    return current_->memory().WriteBytes(address, in);
+  }
+  const uint64_t* PageInPlace(PhysAddr page) const override {
+    return current_->memory().PageInPlace(page);
+  }
+
+ private:
+  GuestMemory(std::string memory_socket, std::unique_ptr<GrantedMemory> memory)
+      : memory_socket_(std::move(memory_socket)), current_(std::move(memory)) {}
+
+  const std::string memory_socket_;
+  std::unique_ptr<GrantedMemory> current_;
+};
+
+}  // namespace viommu
+
+#endif  // VIOMMU_GUEST_SVC_GUEST_MEMORY_H_

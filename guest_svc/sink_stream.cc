@@ -1,0 +1,112 @@
+#include "guest_svc/sink_stream.h"
+
+#include <utility>
+
+#include "svc_common/conversions.h"
+
+namespace viommu {
+namespace {
+
+enum Event : intptr_t { kStarted = 1, kWritten, kRead, kWritesDone, kFinished };
+
+void* Tag(Event event) { return reinterpret_cast<void*>(static_cast<intptr_t>(event)); }
+
+// gRPC's deadlines are on the system clock.
+std::chrono::system_clock::time_point SystemDeadline(SinkStream::Time deadline) {
+  return std::chrono::system_clock::now() +
+         std::chrono::duration_cast<std::chrono::system_clock::duration>(
+             deadline - std::chrono::steady_clock::now());
+}
+
+}  // namespace
+
+SinkStream::SinkStream(v1::HypervisorService::Stub& stub)
+    : call_(stub.AsyncInvalidate(&context_, &queue_, Tag(kStarted))) {}
+
+SinkStream::~SinkStream() {
+  if (!ended_.has_value()) {
+    context_.TryCancel();
+    if (!finish_asked_) call_->Finish(&finish_status_, Tag(kFinished));
+  }
+  queue_.Shutdown();
+  void* tag = nullptr;
+  bool ok = false;
+  while (queue_.Next(&tag, &ok)) {
+  }
+}
+
+void SinkStream::Send(const v1::InvalidateRequest& request) {
+  to_write_.push_back(request);
+  WriteNext();
+}
+
+void SinkStream::SendDone() {
+  done_asked_ = true;
+  WriteNext();
+}
+
+void SinkStream::WriteNext() {
+  if (!started_ || writing_ || finish_asked_ || done_sent_) return;
+  if (!to_write_.empty()) {
+    writing_ = true;
+    call_->Write(to_write_.front(), Tag(kWritten));
+  } else if (done_asked_) {
+    done_sent_ = true;
+    call_->WritesDone(Tag(kWritesDone));
+  }
+}
+
+std::optional<v1::InvalidateResponse> SinkStream::Receive(Time deadline) {
+  while (received_.empty()) {
+    if (ended_.has_value() || !Pump(deadline)) return std::nullopt;
+  }
+  v1::InvalidateResponse response = std::move(received_.front());
+  received_.pop_front();
+  return response;
+}
+
+bool SinkStream::Pump(Time deadline) {
+  void* tag = nullptr;
+  bool ok = false;
+  switch (queue_.AsyncNext(&tag, &ok, SystemDeadline(deadline))) {
+    case grpc::CompletionQueue::GOT_EVENT:
+      break;
+    default:
+      return false;
+  }
+  bool failed = !ok;
+  switch (reinterpret_cast<intptr_t>(tag)) {
+    case kStarted:
+      started_ = ok;
+      if (ok) {
+        call_->Read(&incoming_, Tag(kRead));
+        WriteNext();
+      }
+      break;
+    case kWritten:
+      writing_ = false;
+      to_write_.pop_front();
+      if (ok) WriteNext();
+      break;
+    case kRead:
+      if (ok) {
+        received_.push_back(std::move(incoming_));
+        incoming_.Clear();
+        call_->Read(&incoming_, Tag(kRead));
+      }
+      break;
+    case kFinished:
+      ended_ = FromGrpcStatus(finish_status_);
+      return true;
+    default:  // kWritesDone: its failure shows in the read's
+      failed = false;
+      break;
+  }
+  if (failed && !finish_asked_) {
+    finish_asked_ = true;
+    call_->Finish(&finish_status_, Tag(kFinished));
+  }
+  return true;
+}
+
+}  // namespace viommu

@@ -1,0 +1,61 @@
+// The client's end of one Invalidate call, driven by the thread that uses it: it polls its own
+// completion queue, so a round trip crosses no other thread, and every wait has a deadline.
+#ifndef VIOMMU_GUEST_SVC_SINK_STREAM_H_
+#define VIOMMU_GUEST_SVC_SINK_STREAM_H_
+
+#include <grpcpp/client_context.h>
+#include <grpcpp/completion_queue.h>
+#include <grpcpp/support/async_stream.h>
+
+#include <chrono>
+#include <deque>
+#include <memory>
+#include <optional>
+
+#include "absl/status/status.h"
+#include "viommu/v1/hypervisor_service.grpc.pb.h"
+
+namespace viommu {
+
+// Not thread-safe.
+class SinkStream {
+ public:
+  using Time = std::chrono::steady_clock::time_point;
+
+  explicit SinkStream(v1::HypervisorService::Stub& stub);
+  // Cancels the call if it still goes on.
+  ~SinkStream();
+
+  // Queues one message; written in order as earlier writes are done.
+  void Send(const v1::InvalidateRequest& request);
+  // Says that nothing more will be sent.
+  void SendDone();
+  // The next message; nullopt: none before `deadline`, or the stream is over.
+  std::optional<v1::InvalidateResponse> Receive(Time deadline);
+  // Set once the stream is over: how it ended.
+  const std::optional<absl::Status>& ended() const { return ended_; }
+
+ private:
+  // Waits for one event of the queue. False: none before `deadline`.
+  bool Pump(Time deadline);
+  void WriteNext();
+
+  grpc::ClientContext context_;
+  grpc::CompletionQueue queue_;
+  std::unique_ptr<grpc::ClientAsyncReaderWriter<v1::InvalidateRequest, v1::InvalidateResponse>>
+      call_;
+  std::deque<v1::InvalidateRequest> to_write_;  // front: being written
+  v1::InvalidateResponse incoming_;
+  std::deque<v1::InvalidateResponse> received_;
+  grpc::Status finish_status_;
+  bool started_ = false;
+  bool writing_ = false;
+  bool done_asked_ = false;
+  bool done_sent_ = false;
+  bool finish_asked_ = false;
+  std::optional<absl::Status> ended_;
+};
+
+}  // namespace viommu
+
+#endif  // VIOMMU_GUEST_SVC_SINK_STREAM_H_
