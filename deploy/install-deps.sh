@@ -6,9 +6,10 @@ set -euo pipefail
 packages=(
   g++ cmake ninja-build ccache pkg-config python3
   libgrpc++-dev protobuf-compiler protobuf-compiler-grpc libprotobuf-dev libabsl-dev libssl-dev
-  prometheus-cpp-dev libspdlog-dev nlohmann-json3-dev libcli11-dev zlib1g-dev
+  prometheus-cpp-dev libspdlog-dev nlohmann-json3-dev zlib1g-dev
   libgtest-dev libgmock-dev libbenchmark-dev
-  prometheus clang-14 libclang-rt-14-dev clang-format-14 openssl
+  prometheus openssl
+  clang-14 libclang-rt-14-dev clang-format clang-tidy
 )
 
 missing=()
@@ -22,11 +23,26 @@ fi
 
 as_root=()
 if [[ $(id -u) -ne 0 ]]; then
-  command -v sudo >/dev/null || { echo "install-deps: needs root or sudo to install: ${missing[*]}" >&2; exit 1; }
+  command -v sudo >/dev/null || {
+    echo "install-deps: needs root or sudo to install: ${missing[*]}" >&2
+    exit 1
+  }
   as_root=(sudo)
 fi
+
+# Prometheus is wanted for promtool and for scraping by hand, not as a service of this machine: none
+# is started while its package is set up, and it is not left to start at the next boot.
+policy=/usr/sbin/policy-rc.d
+if [[ ! -e $policy ]]; then
+  trap '"${as_root[@]}" rm -f "$policy"' EXIT
+  printf '#!/bin/sh\nexit 101\n' | "${as_root[@]}" tee "$policy" >/dev/null
+  "${as_root[@]}" chmod 755 "$policy"
+fi
+
 echo "install-deps: installing ${missing[*]}" >&2
-"${as_root[@]}" apt-get update -qq
-# Prometheus is wanted for promtool and for scraping by hand, not as a service of this machine.
-"${as_root[@]}" env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
-  apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+apt=("${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300)
+"${apt[@]}" update
+"${apt[@]}" install -y --no-install-recommends "${missing[@]}" >/dev/null
+if [[ " ${missing[*]} " == *" prometheus "* ]] && command -v systemctl >/dev/null; then
+  "${as_root[@]}" systemctl disable --quiet prometheus 2>/dev/null || true
+fi

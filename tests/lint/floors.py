@@ -7,22 +7,25 @@ import re
 import sys
 import tempfile
 
-# Lower number = lower floor. A file may include its own folder and lower floors only, except where
-# two folders of one floor are named in SAME_FLOOR.
+# Lower number = lower floor. A file may include its own folder and lower floors; two folders of
+# one floor don't see each other.
 FLOORS = {
     "iommu_core/base": 0, "iommu_core/vtd": 1, "iommu_core/mem": 2, "iommu_core/pt": 3,
     "iommu_core/iova": 4, "iommu_core/iq": 4, "iommu_core/hw": 5, "iommu_core/shadow": 6,
     "iommu_core/dma": 6, "iommu_core/load": 7, "svc_common": 8, "guest_svc/client": 10,
     "guest_svc": 9, "hypervisor_svc": 9,
 }
-# The client starts the services and speaks to them; it links none of their code but the hand-over of
-# memory, which lives in svc_common.
+# The client starts the services and speaks to them; it links none of their code but the hand-over
+# of memory, which lives in svc_common.
 CORE_FORBIDDEN = re.compile(r'^(grpc|grpcpp|google/protobuf|prometheus|viommu/v1)/|\.pb\.h$')
 TOP_LEVEL = {"proto", "guest_svc", "hypervisor_svc", "iommu_core", "deploy", "tests",
              "CMakeLists.txt", "README.md", "svc_common", "LICENSE", "CMakePresets.json"}
 IGNORED_TOP = {"build", "viommu-report.html", "viommu-report.json"}
 MAX_LINES = 600
 UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX)\b|not implemented|unimplemented")
+PROTO_FIELD = re.compile(r"^\s*(optional |repeated )?(map<[^>]*>|[\w.]+) \w+ = \d+\s*[;\[]")
+# Beside sources, for unfinished work only.
+SCRIPTS = (".py", ".sh", ".proto", ".txt", ".cmake", ".yml", ".textproto")
 INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"|^\s*#\s*include\s+<([^>]+)>')
 
 
@@ -84,14 +87,32 @@ def check_protos(root):
             with open(path, encoding="utf-8") as f:
                 lines = f.read().split("\n")
             for number, line in enumerate(lines, 1):
-                if re.match(r"^\s*(optional |repeated )?[\w.]+ \w+ = \d+;", line):
-                    if not lines[number - 2].strip().startswith("//"):
-                        problems.append(f"{os.path.relpath(path, root)}:{number}: field has no comment")
+                if PROTO_FIELD.match(line):
+                    above = lines[number - 2].strip().startswith("//")
+                    if not above and not re.search(r";\s*//", line):
+                        where_is = os.path.relpath(path, root)
+                        problems.append(f"{where_is}:{number}: field has no comment")
+    return problems
+
+
+def check_scripts(root):
+    problems = []
+    for top in sorted(TOP_LEVEL):
+        walk = os.walk(os.path.join(root, top)) if os.path.isdir(os.path.join(root, top)) else ()
+        for where, _, names in walk:
+            for name in sorted(names):
+                path = os.path.relpath(os.path.join(where, name), root)
+                if not name.endswith(SCRIPTS) or path == "tests/lint/floors.py":
+                    continue
+                with open(os.path.join(root, path), encoding="utf-8") as f:
+                    for number, line in enumerate(f, 1):
+                        if UNFINISHED.search(line):
+                            problems.append(f"{path}:{number}: unfinished: {line.strip()}")
     return problems
 
 
 def check(root):
-    problems = []
+    problems = check_scripts(root)
     seen_folders = set()
     for path in sources(root):
         problems += check_file(root, path)
@@ -108,31 +129,52 @@ def check(root):
     return problems
 
 
-def self_test():
-    def tree(files):
-        root = tempfile.mkdtemp()
+def problems_of(files):
+    """What check() says of a tree made of `files`, a dictionary of path to text."""
+    with tempfile.TemporaryDirectory() as root:
         for path, text in files.items():
             full = os.path.join(root, path)
             os.makedirs(os.path.dirname(full), exist_ok=True)
             with open(full, "w", encoding="utf-8") as f:
                 f.write(text)
-        return root
+        return check(root)
 
+
+def self_test():
     guard = "#ifndef VIOMMU_IOMMU_CORE_VTD_A_H_\n"
-    good = {"iommu_core/vtd/README.md": "x", "iommu_core/vtd/a.h": guard}
-    assert check(tree(good)) == [], check(tree(good))
+    good = {
+        "iommu_core/vtd/README.md": "x",
+        "iommu_core/vtd/a.h": guard + '#include "iommu_core/base/types.h"\n#include <vector>\n',
+        "proto/viommu/v1/b.proto": "message B {\n  // What it is.\n  uint32 b = 1;\n"
+                                   "  repeated fixed64 c = 2 [packed = true];  // And this.\n}\n",
+        "CMakeLists.txt": "",
+    }
+    assert problems_of(good) == [], problems_of(good)
+    readme = {"iommu_core/dma/README.md": "x", "guest_svc/README.md": "x"}
     bad = [
         ({"iommu_core/vtd/a.h": guard + '#include "iommu_core/pt/walker.h"\n'}, "floor 1"),
+        ({"iommu_core/dma/a.cc": '#include "iommu_core/shadow/session.h"\n', **readme}, "floor 6"),
+        ({"guest_svc/a.cc": '#include "hypervisor_svc/options.h"\n', **readme}, "floor 9"),
+        ({"iommu_core/vtd/a.h": guard + '#include "tests/fakes/sink.h"\n'}, "includes a test"),
         ({"iommu_core/vtd/a.h": guard + "#include <grpcpp/grpcpp.h>\n"}, "the core knows no"),
+        ({"iommu_core/vtd/a.h": guard + "#include <google/protobuf/message.h>\n"},
+         "the core knows no"),
+        ({"iommu_core/vtd/a.h": guard + "#include <prometheus/counter.h>\n"}, "the core knows no"),
+        ({"iommu_core/vtd/a.h": guard + '#include "viommu/v1/types.pb.h"\n'}, "the core knows no"),
         ({"iommu_core/vtd/a.h": "int x;\n"}, "include guard"),
         ({"iommu_core/vtd/a.h": guard + "// TO" + "DO: later\n"}, "unfinished"),
+        ({"deploy/a.sh": "# FIX" + "ME\n"}, "unfinished"),
         ({"iommu_core/vtd/a.h": guard + "\n" * 700}, "lines, at most"),
         ({"iommu_core/pt/b.cc": "\n"}, "no README"),
         ({"docs/x.md": ""}, "top level"),
         ({"proto/viommu/v1/a.proto": "message A {\n  uint32 b = 1;\n}\n"}, "no comment"),
+        ({"proto/viommu/v1/a.proto": "message A {\n  map<string, uint32> b = 1;\n}\n"},
+         "no comment"),
+        ({"proto/viommu/v1/a.proto": "message A {\n  repeated fixed64 b = 1 [packed = true];\n}\n"},
+         "no comment"),
     ]
     for extra, expected in bad:
-        problems = check(tree({**good, **extra}))
+        problems = problems_of({**good, **extra})
         assert any(expected in p for p in problems), (extra, problems)
     print("self-test: every kind of violation is found")
 
