@@ -16,6 +16,8 @@
 namespace viommu {
 namespace {
 
+constexpr absl::Duration kRunInvalidationTimeout = absl::Minutes(5);
+
 constexpr const char* kTraceName = "trace";
 // Tables of the load itself; a resident page adds its entry and its share of table pages.
 constexpr uint64_t kTableBytes = uint64_t{64} << 20;
@@ -107,6 +109,8 @@ absl::StatusOr<GuestConfig> RunConfig(const v1::WorkloadSpec& spec, const GuestC
                                       const LoadSource& source) {
   GuestConfig config = server;
   config.force_lazy = spec.force_lazy();
+  // On the virtual clock nobody waits: only a hypervisor that is gone may end a run.
+  config.invalidation_timeout = kRunInvalidationTimeout;
   config.vcpus = source.vcpus();
   config.iommu_caching_mode = {!spec.no_caching_mode()};
   if (!spec.policy().empty()) {

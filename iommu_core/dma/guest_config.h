@@ -10,6 +10,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "absl/time/time.h"
 #include "iommu_core/base/cost_model.h"
 #include "iommu_core/base/types.h"
 #include "iommu_core/vtd/capability.h"
@@ -52,6 +53,8 @@ struct GuestConfig {
   uint64_t table_region_bytes = 0;
   // Bound on how long `adaptive` and `lazy-psi-batched` may leave an unmapped page reachable.
   uint64_t stale_age_bound_ns = 10'000'000;
+  // Wall time that one submission waits for its completion before it is left outstanding.
+  absl::Duration invalidation_timeout = absl::Seconds(10);
   CostModel cost_model;
 };
 

@@ -60,6 +60,7 @@ absl::Status GuestMachineImpl::BringUp(const std::vector<InvalidationSink*>& sin
     auto driver = IommuDriver::Create(GuestCapabilities(config_, i), config_.address_width, ram_,
                                       frames_, *sinks[i], nullptr);
     if (!driver.ok()) return driver.status();
+    (*driver)->set_timeout(config_.invalidation_timeout);
     units_.push_back({*std::move(driver), 0});
   }
   return absl::OkStatus();
