@@ -49,7 +49,8 @@ SessionImpl::SessionImpl(SessionConfig config, PhysicalMemory& guest,
       reference_(guest, {config_.guest_caps, config_.guest_haw_bits}),
       host_memory_(std::move(host_memory)),
       pool_(*host_memory_, config_.max_shadow_table_pages),
-      pins_(config_.pin_limit_bytes) {}
+      pins_(config_.pin_limit_bytes),
+      nodes_{.max_nodes = config_.max_shadow_table_pages} {}
 
 absl::Status SessionImpl::Start() {
   absl::MutexLock lock(&mu_);

@@ -21,6 +21,7 @@
 #include "iommu_core/shadow/physical_unit.h"
 #include "iommu_core/shadow/shadow.h"
 #include "iommu_core/shadow/shadow_table.h"
+#include "iommu_core/shadow/snapshot_shadow.h"
 
 namespace viommu {
 
@@ -44,13 +45,11 @@ class SessionImpl final : public HypervisorSession {
   SessionStats stats() const override;
   std::vector<vtd::FaultRecord> TakeFaults() override;
 
-  // Called, with the session locked, after each store to a physical table; FlattenLockedForTest may
-  // be called from it.
+  // Called, with the session locked, after each store to a physical table; HostPageForTest may be
+  // called from it.
   void ObserveStoresForTest(std::function<void()> observer);
-  std::vector<LeafMapping> FlattenLockedForTest(SourceId sid) const
-      ABSL_NO_THREAD_SAFETY_ANALYSIS {
-    return FlattenLocked(sid);
-  }
+  // Where the physical tables, walked afresh, lead one page of a device; access none: nowhere.
+  LeafMapping HostPageForTest(SourceId sid, Iova iova) const ABSL_NO_THREAD_SAFETY_ANALYSIS;
   // Unmaps one page behind the session's back.
   void CorruptShadowForTest(SourceId sid, Iova iova);
 
@@ -97,6 +96,8 @@ class SessionImpl final : public HypervisorSession {
   void Detach(Device& device, SyncCost& cost) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   Shadow* FindOrMakeShadow(Device& device, const GuestTable& table)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  absl::StatusOr<std::unique_ptr<Shadow>> MakeShadow(const GuestTable& table, DomainId host_domain)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void DropUser(Shadow* shadow, Device& device, SyncCost& cost)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void SyncShadow(Shadow& shadow, IovaRange range, SyncRun& run)
@@ -132,6 +133,7 @@ class SessionImpl final : public HypervisorSession {
   const std::unique_ptr<HostMemory> host_memory_ ABSL_PT_GUARDED_BY(mu_);
   TablePool pool_ ABSL_GUARDED_BY(mu_);
   PinBudget pins_ ABSL_GUARDED_BY(mu_);
+  NodePool nodes_ ABSL_GUARDED_BY(mu_);
   std::unique_ptr<PhysicalUnit> unit_ ABSL_GUARDED_BY(mu_);
   std::unique_ptr<NestedUnit> nested_ ABSL_GUARDED_BY(mu_);  // strategy nested only
   std::optional<ShadowContext> shadow_context_ ABSL_GUARDED_BY(mu_);

@@ -70,6 +70,14 @@ SessionImpl::GuestContext SessionImpl::ReadContext(SourceId sid, SyncCost& cost)
   return none;
 }
 
+absl::StatusOr<std::unique_ptr<Shadow>> SessionImpl::MakeShadow(const GuestTable& table,
+                                                                DomainId host_domain) {
+  if (config_.strategy == Strategy::kWalk || config_.strategy == Strategy::kWalkShared) {
+    return WalkShadow::Create(*shadow_context_, table, host_domain);
+  }
+  return SnapshotShadow::Create(*shadow_context_, table, host_domain, nodes_, nullptr);
+}
+
 Shadow* SessionImpl::FindOrMakeShadow(Device& device, const GuestTable& table) {
   const bool shared = config_.strategy != Strategy::kWalk;
   if (!shared && device.shadow != nullptr) {
@@ -89,7 +97,7 @@ Shadow* SessionImpl::FindOrMakeShadow(Device& device, const GuestTable& table) {
   } else {
     number = next_host_domain_++;
   }
-  auto made = WalkShadow::Create(*shadow_context_, table, DomainId(number));
+  auto made = MakeShadow(table, DomainId(number));
   if (!made.ok()) {
     free_host_domains_.push_back(number);
     return nullptr;

@@ -104,6 +104,14 @@ absl::StatusOr<std::vector<LeafMapping>> SessionImpl::FlattenShadow(SourceId sid
   return FlattenLocked(sid);
 }
 
+LeafMapping SessionImpl::HostPageForTest(SourceId sid, Iova iova) const {
+  const Iova page(AlignDown(iova.value(), kPageSize));
+  const Walker walker(*host_memory_, PhysicalUnit::Rules());
+  const Translation found = walker.Translate(unit_->root_table(), sid, page, Access{});
+  if (found.reason != vtd::FaultReason::kNone) return {page, PhysAddr(0), kPageSize, Access{}};
+  return {page, ToPhys(map_.ToGuest(ToHostPhys(found.address))), kPageSize, found.access};
+}
+
 uint64_t SessionImpl::VerifyAllLocked(SyncCost& cost) {
   if (nested_ != nullptr) return 0;  // there is no second record that could differ
   uint64_t differing = 0;

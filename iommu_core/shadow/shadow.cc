@@ -1,6 +1,12 @@
 #include "iommu_core/shadow/shadow.h"
 
 namespace viommu {
+namespace {
+
+// Above this many pieces one domain invalidation is cheaper than the pieces (a model choice).
+constexpr size_t kMaxPieces = 16;
+
+}  // namespace
 
 void Shadow::Sync(IovaRange range, SyncRun& run) {
   range.end = std::min(range.end, ShadowTable::kAll.end);
@@ -34,8 +40,8 @@ absl::Status Shadow::SetPages(IovaRange range, GuestPhys guest_pa, Access access
 }
 
 void Shadow::Invalidate(IovaRange range, SyncCost& cost) {
-  pending_.push_back(range);
-  if (pending_.size() >= invalidations_batched_) FlushInvalidations(cost);
+  if (pending_.size() <= kMaxPieces) pending_.push_back(range);
+  if (!batch_invalidations_) FlushInvalidations(cost);
 }
 
 void Shadow::TellDeviceTlbs(IovaRange range, SyncCost& cost) {
@@ -47,8 +53,6 @@ void Shadow::TellDeviceTlbs(IovaRange range, SyncCost& cost) {
 
 void Shadow::FlushInvalidations(SyncCost& cost) {
   if (pending_.empty()) return;
-  // Above this many pieces one domain invalidation is cheaper than the pieces (a model choice).
-  constexpr size_t kMaxPieces = 16;
   if (pending_.size() > kMaxPieces) {
     context_.unit.InvalidateDomain(host_domain_, cost);
     TellDeviceTlbs(ShadowTable::kAll, cost);

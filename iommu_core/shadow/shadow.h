@@ -120,12 +120,12 @@ class Shadow {
   enum class Halt : uint8_t { kNo, kWorkBound, kRefused };
 
   Shadow(const ShadowContext& context, std::unique_ptr<ShadowTable> table, GuestTable guest_table,
-         DomainId host_domain, size_t invalidations_batched)
+         DomainId host_domain, bool batch_invalidations)
       : context_(context),
         guest_table_(guest_table),
         table_(std::move(table)),
         host_domain_(host_domain),
-        invalidations_batched_(invalidations_batched) {}
+        batch_invalidations_(batch_invalidations) {}
 
   // One pass over `range`. With `stop_at_refusal` ends at the first map that a limit refuses.
   // Returns whether a map was refused.
@@ -157,8 +157,8 @@ class Shadow {
 
   const std::unique_ptr<ShadowTable> table_;
   const DomainId host_domain_;
-  const size_t invalidations_batched_;
-  std::vector<IovaRange> pending_;
+  const bool batch_invalidations_;  // one round for a sync, instead of one for each unmap
+  std::vector<IovaRange> pending_;  // one more than the pieces worth telling: the whole domain
   RangeSet refused_;
   RangeSet unlooked_;
 };

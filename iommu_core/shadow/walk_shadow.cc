@@ -47,7 +47,7 @@ absl::StatusOr<std::unique_ptr<WalkShadow>> WalkShadow::Create(const ShadowConte
 WalkShadow::WalkShadow(const ShadowContext& context, std::unique_ptr<ShadowTable> table,
                        GuestTable guest_table, DomainId host_domain)
     // Each unmap call tells the IOMMU before it returns (vfio_dma_do_unmap).
-    : Shadow(context, std::move(table), guest_table, host_domain, /*invalidations_batched=*/1),
+    : Shadow(context, std::move(table), guest_table, host_domain, /*batch_invalidations=*/false),
       container_(context.dma_entry_limit, context.pins) {}
 
 void WalkShadow::ForgetAll(SyncCost& cost) {

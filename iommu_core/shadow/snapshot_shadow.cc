@@ -1,0 +1,497 @@
+#include "iommu_core/shadow/snapshot_shadow.h"
+
+#include <algorithm>
+#include <bit>
+#include <utility>
+
+namespace viommu {
+namespace {
+
+constexpr int kLineEntries = 8;  // entries of one 64-byte line
+// Fewer entries than this are read one by one: a page-selective invalidation, mostly.
+constexpr int kBulkEntries = 32;
+
+using Line = std::array<uint64_t, kLineEntries>;
+
+// Loads each entry of a line once. The guest may store to it meanwhile.
+#if defined(__SANITIZE_THREAD__)
+inline void LoadLine(const uint64_t* entries, Line& out) {
+  for (size_t i = 0; i < kLineEntries; ++i) {
+    out[i] = __atomic_load_n(entries + i, __ATOMIC_RELAXED);
+  }
+}
+#else
+// An aligned vector load is a load of each of its 8-byte lanes; volatile keeps it to one.
+typedef uint64_t Lanes __attribute__((vector_size(16), may_alias));
+inline void LoadLine(const uint64_t* entries, Line& out) {
+  const auto* from = reinterpret_cast<const volatile Lanes*>(entries);
+  auto* to = reinterpret_cast<Lanes*>(out.data());
+  for (int i = 0; i < 4; ++i) to[i] = from[i];
+}
+#endif
+
+inline bool Differs(const Line& a, const uint64_t* b) {
+  uint64_t difference = 0;
+  for (size_t i = 0; i < kLineEntries; ++i) difference |= a[i] ^ b[i];
+  return difference != 0;
+}
+
+uint64_t SpanOf(const TableNode& node) { return vtd::LevelSize(node.level); }
+uint64_t At(const TableNode& node, int slot) {
+  return node.first + SpanOf(node) * static_cast<uint64_t>(slot);
+}
+IovaRange SpanAt(const TableNode& node, int slot) {
+  return MakeRange(Iova(At(node, slot)), SpanOf(node));
+}
+
+}  // namespace
+
+struct SnapshotShadow::Pass {
+  Pass(IovaRange r, bool stop, SyncRun& s)
+      : range(r), stop_at_refusal(stop), run(s), next(r.first.value()), give_up_end(r.end) {}
+
+  IovaRange range;
+  const bool stop_at_refusal;
+  SyncRun& run;
+  uint64_t next;     // addresses below were looked at
+  Iova give_up_end;  // from `next` to here nothing may stay if the pass ends early
+  bool refused = false;
+};
+
+absl::StatusOr<std::unique_ptr<SnapshotShadow>> SnapshotShadow::Create(
+    const ShadowContext& context, GuestTable guest_table, DomainId host_domain, NodePool& pool,
+    TableIndex* index) {
+  auto table = ShadowTable::Create(context.pool, context.map);
+  if (!table.ok()) return table.status();
+  return std::unique_ptr<SnapshotShadow>(new SnapshotShadow(
+      context, *std::move(table), guest_table, host_domain, pool, index));
+}
+
+SnapshotShadow::SnapshotShadow(const ShadowContext& context, std::unique_ptr<ShadowTable> table,
+                               GuestTable guest_table, DomainId host_domain, NodePool& pool,
+                               TableIndex* index)
+    : Shadow(context, std::move(table), guest_table, host_domain,
+             /*batch_invalidations=*/true),
+      pool_(pool),
+      index_(index),
+      account_(context.dma_entry_limit, context.pins) {}
+
+SnapshotShadow::~SnapshotShadow() {
+  if (root_ != nullptr) FreeNode(std::move(root_));
+}
+
+std::unique_ptr<TableNode> SnapshotShadow::NewNode(PhysAddr guest_table, uint64_t first, int level,
+                                                   uint64_t permissions) {
+  if (pool_.nodes >= pool_.max_nodes) return nullptr;
+  ++pool_.nodes;
+  auto node = std::make_unique<TableNode>();
+  node->guest_table = guest_table;
+  node->first = first;
+  node->level = static_cast<uint8_t>(level);
+  node->permissions = static_cast<uint8_t>(permissions);
+  node->owner = this;
+  if (level > 1) {
+    node->below =
+        std::make_unique<std::array<std::unique_ptr<TableNode>, vtd::kEntriesPerTable>>();
+  }
+  node_bytes_ += sizeof(TableNode) + (level > 1 ? sizeof(*node->below) : 0);
+  if (index_ != nullptr) index_->Add(*node);
+  return node;
+}
+
+void SnapshotShadow::FreeNode(std::unique_ptr<TableNode> node) {
+  if (node->below != nullptr) {
+    for (auto& below : *node->below) {
+      if (below != nullptr) FreeNode(std::move(below));
+    }
+  }
+  if (index_ != nullptr) index_->Remove(*node);
+  if (node->queued) dirty_[node->queue_index] = nullptr;
+  node_bytes_ -= sizeof(TableNode) + (node->level > 1 ? sizeof(*node->below) : 0);
+  --pool_.nodes;
+}
+
+void SnapshotShadow::Enqueue(TableNode& node) {
+  if (node.queued) return;
+  node.queued = true;
+  node.queue_index = static_cast<uint32_t>(dirty_.size());
+  dirty_.push_back(&node);
+}
+
+void SnapshotShadow::ForgetAll(SyncCost& cost) {
+  const Dropped all{account_.entries(), account_.pinned_pages()};
+  if (root_ != nullptr) FreeNode(std::move(root_));
+  complete_ = false;
+  identity_mapped_ = false;
+  Uncharge(all, cost);
+}
+
+void SnapshotShadow::Uncharge(Dropped dropped, SyncCost& cost) {
+  if (dropped.entries == 0) return;
+  account_.Unmap(dropped.entries, dropped.pages);
+  ++cost.dma_unmaps;
+  cost.pages_unpinned += dropped.pages;
+}
+
+bool SnapshotShadow::SyncRange(IovaRange range, bool stop_at_refusal, SyncRun& run) {
+  Pass pass(range, stop_at_refusal, run);
+  Halt halt = Halt::kNo;
+  switch (guest_table_.kind) {
+    case GuestTable::Kind::kNone:
+      break;
+    case GuestTable::Kind::kPassThrough:
+      halt = SyncIdentity(pass);
+      break;
+    case GuestTable::Kind::kSecondStage: {
+      pass.range.end = std::min(range.end, Iova(guest_table_.end));
+      pass.give_up_end = pass.range.end;
+      if (pass.range.empty()) break;
+      if (root_ == nullptr) {
+        root_ = NewNode(guest_table_.table, 0, guest_table_.levels, kPermissionBits);
+      }
+      const bool whole = pass.range.first == Iova(0) && pass.range.end == Iova(guest_table_.end);
+      if (root_ == nullptr) {
+        halt = Halt::kWorkBound;
+      } else if (whole && complete_ && index_ != nullptr) {
+        halt = SyncDirty(pass);
+      } else {
+        // What was refused differs from its copy, so the pass comes by and refuses it again.
+        Settle(pass.range);
+        halt = SyncNode(*root_, /*visit_all=*/false, pass);
+        if (whole && halt == Halt::kNo) complete_ = true;
+        if (halt == Halt::kRefused) Refuse({Iova(pass.next), pass.range.end});
+      }
+      break;
+    }
+  }
+  if (halt == Halt::kWorkBound) GiveUp(pass);
+  return pass.refused;
+}
+
+Shadow::Halt SnapshotShadow::SyncIdentity(Pass& pass) {
+  const IovaRange ram{Iova(0), Iova(context_.guest_ram_bytes)};
+  if (identity_mapped_ || ram.empty() || !ram.Overlaps(pass.range)) return Halt::kNo;
+  SyncCost& cost = pass.run.cost;
+  if (!pass.run.budget.Spend(ram.size_bytes() >> context_.map.granule_shift())) {
+    pass.next = 0;
+    pass.give_up_end = ram.end;
+    return Halt::kWorkBound;
+  }
+  ++cost.dma_maps;
+  const uint64_t pages = ram.size_bytes() >> kPageShift;
+  absl::Status status = account_.Map(pages);
+  if (status.ok()) {
+    cost.pages_pinned += pages;
+    status = SetPages(ram, GuestPhys(0), kReadWrite, pass.run);
+    if (!status.ok()) Uncharge({1, pages}, cost);
+  }
+  Settle(ram);
+  identity_mapped_ = status.ok();
+  if (!status.ok()) {
+    ++cost.dma_map_failures;
+    Refuse(ram);
+    pass.refused = true;
+  }
+  return Halt::kNo;
+}
+
+// Only lines that the log named, upper levels first: they may take lower ones away.
+Shadow::Halt SnapshotShadow::SyncDirty(Pass& pass) {
+  dirty_.erase(std::remove(dirty_.begin(), dirty_.end(), nullptr), dirty_.end());
+  std::sort(dirty_.begin(), dirty_.end(), [](const TableNode* a, const TableNode* b) {
+    return a->level != b->level ? a->level < b->level : a->first > b->first;
+  });
+  for (size_t i = 0; i < dirty_.size(); ++i) dirty_[i]->queue_index = static_cast<uint32_t>(i);
+  while (!dirty_.empty()) {
+    TableNode* node = dirty_.back();
+    dirty_.pop_back();
+    if (node == nullptr) continue;  // freed with a table above it
+    node->queued = false;
+    const Halt halt = SyncLines(*node, std::exchange(node->dirty_lines, 0), pass);
+    if (halt == Halt::kNo) continue;
+    // The log's marks are gone: everything is looked at again next time, and nothing is left till then.
+    pass.next = 0;
+    return halt;
+  }
+  return Halt::kNo;
+}
+
+Shadow::Halt SnapshotShadow::SyncLines(TableNode& node, uint64_t lines, Pass& pass) {
+  const uint64_t* page = context_.guest.PageInPlace(node.guest_table);
+  ++pass.run.cost.table_pages_read;
+  for (; lines != 0; lines &= lines - 1) {
+    const int first = std::countr_zero(lines) * kLineEntries;
+    Halt halt = Halt::kNo;
+    if (page == nullptr) {
+      halt = SyncOneByOne(node, first, first + kLineEntries, false, pass);
+      if (halt != Halt::kNo) return halt;
+      continue;
+    }
+    if (!pass.run.budget.Spend(kLineEntries)) return Halt::kWorkBound;
+    pass.run.cost.bytes_read += sizeof(Line);
+    Line now;
+    LoadLine(page + first, now);
+    for (int i = 0; i < kLineEntries; ++i) {
+      const uint64_t entry = now[static_cast<size_t>(i)];
+      if (entry == node.last[static_cast<size_t>(first + i)]) continue;
+      ++pass.run.cost.ptes_read;
+      halt = Visit(node, first + i, entry, false, pass);
+      if (halt != Halt::kNo) return halt;
+    }
+  }
+  return Halt::kNo;
+}
+
+Shadow::Halt SnapshotShadow::SyncNode(TableNode& node, bool visit_all, Pass& pass) {
+  ++pass.run.cost.table_pages_read;
+  const int shift = vtd::LevelShift(node.level);
+  const uint64_t node_end = At(node, vtd::kEntriesPerTable);
+  const uint64_t begin = std::max(pass.range.first.value(), node.first);
+  const uint64_t end = std::min(pass.range.end.value(), node_end);
+  if (begin >= end) return Halt::kNo;
+  const int first = static_cast<int>((begin - node.first) >> shift);
+  const int last = static_cast<int>((end - 1 - node.first) >> shift) + 1;
+  if (last - first >= kBulkEntries) {
+    if (const uint64_t* page = context_.guest.PageInPlace(node.guest_table)) {
+      return SyncInBulk(node, page, first, last, visit_all, pass);
+    }
+  }
+  return SyncOneByOne(node, first, last, visit_all, pass);
+}
+
+Shadow::Halt SnapshotShadow::SyncOneByOne(TableNode& node, int first, int end, bool visit_all,
+                                          Pass& pass) {
+  SyncCost& cost = pass.run.cost;
+  for (int slot = first; slot < end; ++slot) {
+    pass.next = At(node, slot);
+    const size_t i = static_cast<size_t>(slot);
+    // IH: the guest says that no table pointer changed (6.5.2.3), so the copy stands for it.
+    const bool hinted = pass.run.leaf_hint && node.level > 1 && !visit_all &&
+                        (*node.below)[i] != nullptr;
+    uint64_t now = node.last[i];
+    if (!hinted) {
+      if (!pass.run.budget.Spend(1)) return Halt::kWorkBound;
+      ++cost.ptes_read;
+      cost.bytes_read += sizeof(uint64_t);
+      // An entry that cannot be read maps nothing.
+      now = context_.guest.Read64(node.guest_table + sizeof(uint64_t) * i).value_or(0);
+    }
+    Halt halt = Halt::kNo;
+    if (now != node.last[i] || visit_all) {
+      halt = Visit(node, slot, now, visit_all, pass);
+    } else if (node.below != nullptr && (*node.below)[i] != nullptr) {
+      halt = SyncNode(*(*node.below)[i], false, pass);
+    }
+    if (halt != Halt::kNo) return halt;
+  }
+  pass.next = At(node, end);
+  return Halt::kNo;
+}
+
+Shadow::Halt SnapshotShadow::SyncInBulk(TableNode& node, const uint64_t* page, int first, int end,
+                                        bool visit_all, Pass& pass) {
+  SyncCost& cost = pass.run.cost;
+  pass.next = At(node, first);
+  if (!pass.run.budget.Spend(static_cast<uint64_t>(end - first))) return Halt::kWorkBound;
+  cost.bytes_read += sizeof(uint64_t) * static_cast<uint64_t>(end - first);
+  const int bulk_first = first - first % kLineEntries;
+  for (int at = bulk_first; at < end; at += kLineEntries) {
+    Line now;
+    LoadLine(page + at, now);
+    const bool leaf_table = node.below == nullptr;
+    if (leaf_table && !visit_all && !Differs(now, node.last.data() + at)) [[likely]] continue;
+    for (int i = 0; i < kLineEntries; ++i) {
+      const int slot = at + i;
+      if (slot < first || slot >= end) continue;
+      const size_t s = static_cast<size_t>(slot);
+      pass.next = At(node, slot);
+      Halt halt = Halt::kNo;
+      if (now[static_cast<size_t>(i)] != node.last[s] || visit_all) {
+        ++cost.ptes_read;
+        halt = Visit(node, slot, now[static_cast<size_t>(i)], visit_all, pass);
+      } else if (!leaf_table && (*node.below)[s] != nullptr) {
+        // The table after the next is on its way while the next one is compared.
+        for (int ahead = slot + 1; ahead < std::min(slot + 3, vtd::kEntriesPerTable); ++ahead) {
+          const TableNode* soon = (*node.below)[static_cast<size_t>(ahead)].get();
+          if (soon == nullptr) continue;
+          __builtin_prefetch(soon);
+          if (const uint64_t* p = context_.guest.PageInPlace(soon->guest_table)) {
+            __builtin_prefetch(p);
+          }
+        }
+        halt = SyncNode(*(*node.below)[s], false, pass);
+      }
+      if (halt != Halt::kNo) return halt;
+    }
+  }
+  pass.next = At(node, end);
+  return Halt::kNo;
+}
+
+Shadow::Halt SnapshotShadow::Visit(TableNode& node, int slot, uint64_t now, bool visit_all,
+                                   Pass& pass) {
+  const uint64_t effective = now & node.permissions & kPermissionBits;
+  switch (KindOf(now, node)) {
+    case EntryKind::kAbsent:
+      SetAbsent(node, slot, now, visit_all, pass);
+      return Halt::kNo;
+    case EntryKind::kLeaf:
+      return SetLeaf(node, slot, now, effective, visit_all, pass);
+    case EntryKind::kTable:
+      return SetTable(node, slot, now, effective, visit_all, pass);
+  }
+  return Halt::kNo;
+}
+
+void SnapshotShadow::SetAbsent(TableNode& node, int slot, uint64_t now, bool visit_all,
+                               Pass& pass) {
+  const IovaRange span = SpanAt(node, slot);
+  const Dropped dropped = Drop(node, slot);
+  node.last[static_cast<size_t>(slot)] = now;
+  Settle(span);
+  SyncCost& cost = pass.run.cost;
+  if (dropped.entries == 0 && !visit_all) return;
+  const uint64_t changed_before = cost.ptes_changed;
+  ClearPages(span, cost);
+  if (cost.ptes_changed != changed_before) Invalidate(span, cost);
+  Uncharge(dropped, cost);
+}
+
+Shadow::Halt SnapshotShadow::SetLeaf(TableNode& node, int slot, uint64_t now, uint64_t effective,
+                                     bool visit_all, Pass& pass) {
+  const size_t i = static_cast<size_t>(slot);
+  const IovaRange span = SpanAt(node, slot);
+  SyncCost& cost = pass.run.cost;
+  ++cost.leaves_visited;
+  const GuestPhys guest_pa = context_.rules.AddressOf(now);
+  const uint64_t old = node.last[i];
+  if (!visit_all && KindOf(old, node) == EntryKind::kLeaf &&
+      context_.rules.AddressOf(old) == guest_pa &&
+      (old & node.permissions & kPermissionBits) == effective) {
+    node.last[i] = now;  // only ignored bits changed
+    return Halt::kNo;
+  }
+  const uint64_t entries = span.size_bytes() >> context_.map.granule_shift();
+  if (entries > 1 && !pass.run.budget.Spend(entries)) {
+    pass.next = span.first.value();
+    pass.give_up_end = std::max(pass.give_up_end, span.end);
+    return Halt::kWorkBound;
+  }
+  Dropped dropped;
+  if (old != 0) dropped = Drop(node, slot);
+  Uncharge(dropped, cost);
+  Settle(span);
+  const uint64_t pages = span.size_bytes() >> kPageShift;
+  const uint64_t changed_before = cost.ptes_changed;
+  ++cost.dma_maps;
+  absl::Status status = account_.Map(pages);
+  if (status.ok()) {
+    cost.pages_pinned += pages;
+    status = SetPages(span, guest_pa, ToAccess(effective), pass.run);
+    if (!status.ok()) Uncharge({1, pages}, cost);
+  } else {
+    ClearPages(span, cost);
+  }
+  if ((dropped.entries != 0 || visit_all) && cost.ptes_changed != changed_before) {
+    Invalidate(span, cost);
+  }
+  if (status.ok()) {
+    node.last[i] = now;
+    return Halt::kNo;
+  }
+  node.last[i] = 0;
+  ++cost.dma_map_failures;
+  Refuse(span);
+  pass.refused = true;
+  return pass.stop_at_refusal && !visit_all ? Halt::kRefused : Halt::kNo;
+}
+
+Shadow::Halt SnapshotShadow::SetTable(TableNode& node, int slot, uint64_t now, uint64_t effective,
+                                      bool visit_all, Pass& pass) {
+  const size_t i = static_cast<size_t>(slot);
+  const IovaRange span = SpanAt(node, slot);
+  const PhysAddr guest_table = ToPhys(context_.rules.AddressOf(now));
+  auto& below = (*node.below)[i];
+  bool everything = true;
+  if (below != nullptr && below->permissions == effective) {
+    // Another table, perhaps, in the place of one: its entries are compared with the same copy.
+    everything = below->guest_table != guest_table;
+    if (everything) {
+      if (index_ != nullptr) index_->Remove(*below);
+      below->guest_table = guest_table;
+      if (index_ != nullptr) index_->Add(*below);
+    }
+  } else {
+    // New; or a superpage, or tables under other permissions, stood here: one unmap call for all of
+    // it, while its pages stay in the physical table until the entries below say otherwise.
+    const Dropped dropped = Drop(node, slot);
+    visit_all = visit_all || dropped.entries != 0;
+    Uncharge(dropped, pass.run.cost);
+    pass.next = span.first.value();
+    pass.give_up_end = std::max(pass.give_up_end, span.end);
+    below = NewNode(guest_table, span.first.value(), node.level - 1, effective);
+    // No room for another copy: as if the bound on work had been reached here.
+    if (below == nullptr) return Halt::kWorkBound;
+  }
+  node.last[i] = now;
+  if (!everything) return SyncNode(*below, false, pass);
+  // Of a table that is new here all is to be seen, whatever range was asked for.
+  const IovaRange asked = std::exchange(pass.range, span);
+  pass.give_up_end = std::max(pass.give_up_end, span.end);
+  const Halt halt = SyncNode(*below, visit_all, pass);
+  pass.range = asked;
+  return halt;
+}
+
+SnapshotShadow::Dropped SnapshotShadow::Drop(TableNode& node, int slot) {
+  const size_t i = static_cast<size_t>(slot);
+  Dropped sum;
+  if (node.below != nullptr && (*node.below)[i] != nullptr) {
+    TableNode& below = *(*node.below)[i];
+    for (int s = 0; s < vtd::kEntriesPerTable; ++s) {
+      const Dropped part = Drop(below, s);
+      sum.entries += part.entries;
+      sum.pages += part.pages;
+    }
+    FreeNode(std::move((*node.below)[i]));
+  } else if (KindOf(node.last[i], node) == EntryKind::kLeaf) {
+    sum = {1, SpanOf(node) >> kPageShift};
+  }
+  node.last[i] = 0;
+  return sum;
+}
+
+void SnapshotShadow::DropRange(TableNode& node, IovaRange range, Dropped& sum,
+                               IovaRange& hull) {
+  for (int slot = 0; slot < vtd::kEntriesPerTable; ++slot) {
+    const IovaRange span = SpanAt(node, slot);
+    if (!span.Overlaps(range)) continue;
+    const bool whole = range.first <= span.first && span.end <= range.end;
+    if (!whole && node.below != nullptr && (*node.below)[static_cast<size_t>(slot)] != nullptr) {
+      DropRange(*(*node.below)[static_cast<size_t>(slot)], range, sum, hull);
+      continue;
+    }
+    const Dropped part = Drop(node, slot);
+    if (part.entries == 0) continue;
+    sum.entries += part.entries;
+    sum.pages += part.pages;
+    hull = {std::min(hull.first, span.first), std::max(hull.end, span.end)};
+  }
+}
+
+void SnapshotShadow::GiveUp(Pass& pass) {
+  pass.run.work_refused = true;
+  complete_ = false;
+  IovaRange rest{Iova(pass.next), std::max(pass.range.end, pass.give_up_end)};
+  if (rest.empty()) return;
+  SyncCost& cost = pass.run.cost;
+  Dropped dropped;
+  const IovaRange asked = rest;
+  if (root_ != nullptr) DropRange(*root_, asked, dropped, rest);
+  ClearPages(rest, cost);
+  Invalidate(rest, cost);
+  Uncharge(dropped, cost);
+  Abandon(rest);
+}
+
+}  // namespace viommu

@@ -1,0 +1,120 @@
+// The strategies `snapshot` and `dirty-log`: a last-seen copy of each guest table page. What differs
+// from the copy is visited, nothing else; the copies and the physical tables are the only record.
+#ifndef VIOMMU_IOMMU_CORE_SHADOW_SNAPSHOT_SHADOW_H_
+#define VIOMMU_IOMMU_CORE_SHADOW_SNAPSHOT_SHADOW_H_
+
+#include <array>
+#include <memory>
+#include <vector>
+
+#include "iommu_core/shadow/shadow.h"
+#include "iommu_core/vtd/second_stage_pte.h"
+
+namespace viommu {
+
+class SnapshotShadow;
+
+// One guest table as seen at one place of the address space. An entry of `last` is what the shadow
+// reflects: a leaf there is mapped and charged; 0 stands for one that a limit refused, so that the
+// next compare finds it again.
+struct alignas(64) TableNode {
+  std::array<uint64_t, vtd::kEntriesPerTable> last{};
+  PhysAddr guest_table;
+  uint64_t first = 0;  // lowest input address of its span
+  SnapshotShadow* owner = nullptr;
+  // Tables below, by slot; none at level 1.
+  std::unique_ptr<std::array<std::unique_ptr<TableNode>, vtd::kEntriesPerTable>> below;
+  uint64_t dirty_lines = 0;  // dirty-log: 64-byte lines written since they were compared
+  uint8_t level = 1;
+  uint8_t permissions = 0;   // AND of R and W above
+  bool queued = false;       // dirty-log: stands in its shadow's list of dirty nodes ...
+  uint32_t queue_index = 0;  // ... here
+};
+
+// Told where tables are, by a session whose guest keeps a dirty log.
+class TableIndex {
+ public:
+  virtual ~TableIndex() = default;
+  virtual void Add(TableNode& node) = 0;
+  virtual void Remove(TableNode& node) = 0;
+};
+
+// The copies of all shadows of one session, with their cap.
+struct NodePool {
+  uint64_t max_nodes = 0;
+  uint64_t nodes = 0;
+};
+
+class SnapshotShadow final : public Shadow {
+ public:
+  // `pool` outlives the shadow, `index` as well where given.
+  static absl::StatusOr<std::unique_ptr<SnapshotShadow>> Create(const ShadowContext& context,
+                                                                GuestTable guest_table,
+                                                                DomainId host_domain,
+                                                                NodePool& pool,
+                                                                TableIndex* index);
+  ~SnapshotShadow() override;
+
+  const DmaAccount& account() const override { return account_; }
+  uint64_t bookkeeping_bytes() const override { return node_bytes_ + extra_bytes(); }
+
+  // dirty-log: `node` has lines to compare.
+  void Enqueue(TableNode& node);
+
+ private:
+  struct Pass;
+  struct Dropped {
+    uint64_t entries = 0;
+    uint64_t pages = 0;
+  };
+
+  SnapshotShadow(const ShadowContext& context, std::unique_ptr<ShadowTable> table,
+                 GuestTable guest_table, DomainId host_domain, NodePool& pool, TableIndex* index);
+  bool SyncRange(IovaRange range, bool stop_at_refusal, SyncRun& run) override;
+  void ForgetAll(SyncCost& cost) override;
+
+  Halt SyncIdentity(Pass& pass);
+  Halt SyncDirty(Pass& pass);
+  Halt SyncLines(TableNode& node, uint64_t lines, Pass& pass);
+  // Compares the part of a table that lies in the pass's range. `visit_all`: the copy is new while
+  // older pages may stand in the physical table, so that absent entries are gone through as well.
+  Halt SyncNode(TableNode& node, bool visit_all, Pass& pass);
+  Halt SyncOneByOne(TableNode& node, int first, int end, bool visit_all, Pass& pass);
+  Halt SyncInBulk(TableNode& node, const uint64_t* page, int first, int end, bool visit_all,
+                  Pass& pass);
+  // One entry whose value is `now`.
+  Halt Visit(TableNode& node, int slot, uint64_t now, bool visit_all, Pass& pass);
+  Halt SetLeaf(TableNode& node, int slot, uint64_t now, uint64_t effective, bool visit_all,
+               Pass& pass);
+  Halt SetTable(TableNode& node, int slot, uint64_t now, uint64_t effective, bool visit_all,
+                Pass& pass);
+  void SetAbsent(TableNode& node, int slot, uint64_t now, bool visit_all, Pass& pass);
+  // Forgets what `slot` reflected; returns what was charged for it.
+  Dropped Drop(TableNode& node, int slot);
+  // The same for a range; `hull` grows to what was forgotten.
+  void DropRange(TableNode& node, IovaRange range, Dropped& sum, IovaRange& hull);
+  void Uncharge(Dropped dropped, SyncCost& cost);
+  void GiveUp(Pass& pass);
+
+  std::unique_ptr<TableNode> NewNode(PhysAddr guest_table, uint64_t first, int level,
+                                     uint64_t permissions);
+  void FreeNode(std::unique_ptr<TableNode> node);
+  EntryKind KindOf(uint64_t raw, const TableNode& node) const {
+    return (raw & node.permissions & kPermissionBits) == 0
+               ? EntryKind::kAbsent
+               : context_.rules.Classify(raw, node.level);
+  }
+
+  NodePool& pool_;
+  TableIndex* const index_;
+  DmaAccount account_;
+  std::unique_ptr<TableNode> root_;
+  std::vector<TableNode*> dirty_;
+  bool complete_ = false;  // dirty-log: the copies cover the whole table, so the log is enough
+  bool identity_mapped_ = false;
+  uint64_t node_bytes_ = 0;
+};
+
+}  // namespace viommu
+
+#endif  // VIOMMU_IOMMU_CORE_SHADOW_SNAPSHOT_SHADOW_H_
