@@ -48,7 +48,7 @@ class Iotlb {
   static constexpr int kWays = 8;
   static constexpr int kLevels = 3;
 
-  // One cache line, so that one compare of eight words answers a lookup. 0: empty way.
+  // The tags of a set are one cache line; a miss touches nothing else. 0: empty way.
   struct alignas(64) TagLine {
     std::array<uint64_t, kWays> way{};
   };
