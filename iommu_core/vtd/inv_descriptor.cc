@@ -33,7 +33,7 @@ using Dr = Bit<7>;
 using Am = Bits<5, 0>;
 using Ih = Bit<6>;
 constexpr uint64_t kReserved0 = BitMask(8, 8) | BitMask(15, 12) | BitMask(63, 32);
-constexpr uint64_t kReserved1Page = BitMask(11, 7);
+constexpr uint64_t kReserved1 = BitMask(11, 7);  // whatever the granularity
 }  // namespace tlb
 namespace dev {
 using Mip = Bits<20, 16>;
@@ -77,12 +77,12 @@ DecodeResult DecodeIotlb(const RawDescriptor& raw, const Capabilities& caps) {
   d.granularity = static_cast<Granularity>(Gran::Get(raw.qw0));
   if (d.granularity == Granularity::kReserved) return Error(Iqei::kReservedField);
   if ((raw.qw0 & tlb::kReserved0) != 0) return Error(Iqei::kReservedField);
+  if ((raw.qw1 & tlb::kReserved1) != 0) return Error(Iqei::kReservedField);
   d.domain_id = DomainId(static_cast<uint16_t>(Did::Get(raw.qw0)));
   d.drain_writes = tlb::Dw::Get(raw.qw0) != 0;
   d.drain_reads = tlb::Dr::Get(raw.qw0) != 0;
   if (d.granularity == Granularity::kPageOrDevice) {
     if (!caps.page_selective()) return Error(Iqei::kReservedField);
-    if ((raw.qw1 & tlb::kReserved1Page) != 0) return Error(Iqei::kReservedField);
     d.address_mask = static_cast<uint8_t>(tlb::Am::Get(raw.qw1));
     if (d.address_mask > caps.max_address_mask()) return Error(Iqei::kReservedField);
     d.leaf_hint = tlb::Ih::Get(raw.qw1) != 0;

@@ -124,6 +124,19 @@ TEST(InvDescriptorTest, EveryReservedBitIsRefused) {
   }
 }
 
+// 6.5.2.3: domain-selective and global have the same layout: ADDR, AM and IH mean nothing there,
+// bits 11:7 of the second word stay reserved.
+TEST(InvDescriptorTest, SecondWordOfCoarseIotlbInvalidations) {
+  for (const uint64_t base : {uint64_t{0x12}, uint64_t{0x22}}) {
+    for (int bit = 0; bit < 64; ++bit) {
+      const bool reserved = bit >= 7 && bit <= 11;
+      EXPECT_EQ(Decode({base, uint64_t{1} << bit}, Caps()).error,
+                reserved ? Iqei::kReservedField : Iqei::kNone)
+          << std::hex << base << std::dec << " second word, bit " << bit;
+    }
+  }
+}
+
 TEST(InvDescriptorTest, ReservedGranularityIsRefused) {
   EXPECT_EQ(Decode({0x1, 0}, Caps()).error, Iqei::kReservedField);
   EXPECT_EQ(Decode({0x2, 0}, Caps()).error, Iqei::kReservedField);
