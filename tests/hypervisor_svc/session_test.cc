@@ -1,0 +1,396 @@
+// The session protocol over a real server: what resumes, what is fenced, what is refused.
+#include <gmock/gmock.h>
+#include <grpcpp/create_channel.h>
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <functional>
+#include <thread>
+
+#include "hypervisor_svc/hypervisor_server.h"
+#include "iommu_core/vtd/inv_descriptor.h"
+#include "svc_common/conversions.h"
+#include "svc_common/memory_channel.h"
+#include "tests/fakes/temp_folder.h"
+
+namespace viommu {
+namespace {
+
+using ::testing::HasSubstr;
+
+constexpr uint64_t kRam = uint64_t{1} << 20;
+
+bool Eventually(const std::function<bool()>& condition) {
+  for (int i = 0; i < 1000; ++i) {
+    if (condition()) return true;
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  return false;
+}
+
+v1::InvalidateRequest Batch(uint64_t sequence, const std::vector<vtd::RawDescriptor>& descriptors) {
+  v1::InvalidateRequest request;
+  request.mutable_batch()->set_sequence(sequence);
+  for (const vtd::RawDescriptor& d : descriptors) {
+    request.mutable_batch()->add_descriptor_words(d.qw0);
+    request.mutable_batch()->add_descriptor_words(d.qw1);
+  }
+  return request;
+}
+
+const vtd::RawDescriptor kWait = vtd::Encode(vtd::InvalidationWait{});
+const vtd::RawDescriptor kGlobal = vtd::Encode(vtd::IotlbInvalidate{});
+
+// One Invalidate call from the guest's side.
+class Stream {
+ public:
+  explicit Stream(v1::HypervisorService::Stub& stub) {
+    context_.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(20));
+    call_ = stub.Invalidate(&context_);
+  }
+  ~Stream() {
+    if (finished_) return;
+    context_.TryCancel();
+    call_->Finish();
+  }
+
+  void Send(const v1::InvalidateRequest& request) { call_->Write(request); }
+  v1::InvalidateResponse Next() {
+    v1::InvalidateResponse response;
+    EXPECT_TRUE(call_->Read(&response)) << "the stream ended";
+    return response;
+  }
+  absl::Status End() {
+    v1::InvalidateResponse ignored;
+    while (call_->Read(&ignored)) {
+    }
+    finished_ = true;
+    return FromGrpcStatus(call_->Finish());
+  }
+
+ private:
+  grpc::ClientContext context_;
+  std::unique_ptr<grpc::ClientReaderWriter<v1::InvalidateRequest, v1::InvalidateResponse>> call_;
+  bool finished_ = false;
+};
+
+class SessionTest : public ::testing::Test {
+ protected:
+  void StartServer(const std::function<void(HypervisorOptions&)>& change = [](auto&) {}) {
+    server_.reset();
+    HypervisorOptions options;
+    options.host.listen = "unix:" + folder_.File("hv.sock");
+    options.host.metrics = "off";
+    change(options);
+    auto server = HypervisorServer::Start(options);
+    ASSERT_TRUE(server.ok()) << server.status();
+    server_ = *std::move(server);
+    auto memory = GrantedMemory::Request(server_->memory_socket(), kRam);
+    ASSERT_TRUE(memory.ok()) << memory.status();
+    memory_ = *std::move(memory);
+    stub_ = v1::HypervisorService::NewStub(grpc::CreateChannel(
+        options.host.listen, grpc::InsecureChannelCredentials()));
+  }
+  void SetUp() override { StartServer(); }
+
+  v1::InvalidateRequest Open(const std::string& session, uint64_t epoch, uint64_t oldest = 1,
+                             uint64_t next = 1) {
+    v1::InvalidateRequest request;
+    v1::OpenSession* open = request.mutable_open();
+    open->set_session_id(session);
+    open->set_guest_instance_id("guest-a");
+    open->set_stream_epoch(epoch);
+    open->set_oldest_retained_sequence(oldest);
+    open->set_next_sequence(next);
+    open->set_guest_ram_bytes(kRam);
+    open->set_memory_kind(v1::GUEST_MEMORY_KIND_SHARED);
+    open->set_memory_token(memory_->token());
+    const vtd::Capabilities caps = vtd::QemuCapabilities(39, true);
+    open->set_guest_cap(caps.cap);
+    open->set_guest_ecap(caps.ecap);
+    open->set_guest_haw_bits(39);
+    return request;
+  }
+  std::string OpenOn(Stream& stream, const std::string& session = "", uint64_t epoch = 1) {
+    stream.Send(Open(session, epoch));
+    const v1::InvalidateResponse response = stream.Next();
+    EXPECT_TRUE(response.has_opened());
+    return response.opened().session_id();
+  }
+  absl::StatusOr<v1::Session> GetSession(const std::string& id, bool mappings = false) {
+    v1::GetSessionRequest request;
+    request.set_session_id(id);
+    request.set_include_mappings(mappings);
+    v1::Session session;
+    grpc::ClientContext context;
+    const grpc::Status status = stub_->GetSession(&context, request, &session);
+    if (!status.ok()) return FromGrpcStatus(status);
+    return session;
+  }
+
+  TempFolder folder_;
+  std::unique_ptr<HypervisorServer> server_;
+  std::unique_ptr<GrantedMemory> memory_;
+  std::unique_ptr<v1::HypervisorService::Stub> stub_;
+};
+
+TEST_F(SessionTest, ABatchIsAnsweredByACompletionWithItsCost) {
+  Stream stream(*stub_);
+  stream.Send(Open("", 1));
+  const v1::InvalidateResponse opened = stream.Next();
+  EXPECT_EQ(opened.opened().resume_sequence(), 1u);
+  EXPECT_EQ(opened.opened().strategy(), "walk");
+  EXPECT_GT(opened.opened().limits().max_outstanding_batches(), 0u);
+  stream.Send(Batch(1, {kGlobal, kWait}));
+  const v1::Completion completion = stream.Next().completion();
+  EXPECT_EQ(completion.sequence(), 1u);
+  EXPECT_EQ(completion.consumed_descriptor_count(), 2u);
+  EXPECT_EQ(completion.iqei(), 0u);
+  EXPECT_EQ(completion.cost().descriptor_count(), 2u);
+  const auto session = GetSession(opened.opened().session_id());
+  ASSERT_TRUE(session.ok());
+  EXPECT_EQ(session->completed_sequence(), 1u);
+  EXPECT_TRUE(session->connected());
+}
+
+TEST_F(SessionTest, ADuplicateIsAcknowledgedAgainAndNotCountedTwice) {
+  Stream stream(*stub_);
+  const std::string id = OpenOn(stream);
+  stream.Send(Batch(1, {kWait}));
+  const v1::Completion first = stream.Next().completion();
+  stream.Send(Batch(1, {kWait}));
+  const v1::Completion again = stream.Next().completion();
+  EXPECT_EQ(again.SerializeAsString(), first.SerializeAsString());
+  EXPECT_EQ(GetSession(id)->cost().descriptor_count(), 1u);
+}
+
+TEST_F(SessionTest, AGapAsksForAReplayFromTheMissingSequence) {
+  Stream stream(*stub_);
+  const std::string id = OpenOn(stream);
+  stream.Send(Batch(1, {kWait}));
+  stream.Next();
+  stream.Send(Batch(3, {kWait}));
+  stream.Send(Batch(4, {kWait}));  // sent before the guest heard of the gap: dropped
+  const v1::InvalidateResponse reset = stream.Next();
+  ASSERT_TRUE(reset.has_reset_required());
+  EXPECT_EQ(reset.reset_required().reason(), v1::ResetRequired::REASON_SEQUENCE_GAP);
+  EXPECT_EQ(reset.reset_required().resume_sequence(), 2u);
+  stream.Send(Batch(2, {kGlobal}));
+  EXPECT_EQ(stream.Next().completion().sequence(), 2u);
+  EXPECT_EQ(GetSession(id)->cost().descriptor_count(), 2u);
+}
+
+TEST_F(SessionTest, AResumedStreamHearsTheCompletionsItMissed) {
+  std::string id;
+  {
+    Stream stream(*stub_);
+    id = OpenOn(stream);
+    stream.Send(Batch(1, {kGlobal, kWait}));
+    ASSERT_TRUE(Eventually([&] { return GetSession(id)->completed_sequence() == 1; }));
+  }
+  Stream stream(*stub_);
+  stream.Send(Open(id, 2, /*oldest=*/1, /*next=*/2));
+  const v1::InvalidateResponse opened = stream.Next();
+  EXPECT_EQ(opened.opened().session_id(), id);
+  EXPECT_EQ(opened.opened().resume_sequence(), 2u);
+  EXPECT_FALSE(opened.opened().reset_follows());
+  const v1::Completion missed = stream.Next().completion();
+  EXPECT_EQ(missed.sequence(), 1u);
+  EXPECT_EQ(missed.consumed_descriptor_count(), 2u);
+}
+
+TEST_F(SessionTest, AGuestThatNoLongerHoldsWhatIsMissingMustReplayItsState) {
+  std::string id;
+  {
+    Stream stream(*stub_);
+    id = OpenOn(stream);
+  }
+  Stream stream(*stub_);
+  stream.Send(Open(id, 2, /*oldest=*/5, /*next=*/6));
+  EXPECT_TRUE(stream.Next().opened().reset_follows());
+  EXPECT_EQ(stream.Next().reset_required().reason(), v1::ResetRequired::REASON_SEQUENCE_GAP);
+}
+
+TEST_F(SessionTest, AHigherEpochFencesTheOlderStream) {
+  Stream older(*stub_);
+  const std::string id = OpenOn(older);
+  Stream newer(*stub_);
+  EXPECT_EQ(OpenOn(newer, id, 2), id);
+  const absl::Status end = older.End();
+  EXPECT_EQ(end.code(), absl::StatusCode::kAborted) << end;
+  EXPECT_EQ(ErrorReason(end), "FENCED");
+  newer.Send(Batch(1, {kWait}));
+  EXPECT_EQ(newer.Next().completion().sequence(), 1u);
+  EXPECT_TRUE(GetSession(id)->connected());  // the older one's end took nothing along
+
+  Stream replayed(*stub_);
+  replayed.Send(Open(id, 2));
+  const absl::Status stale = replayed.End();
+  EXPECT_EQ(stale.code(), absl::StatusCode::kAborted) << stale;
+  EXPECT_EQ(ErrorReason(stale), "STALE_EPOCH");
+}
+
+TEST_F(SessionTest, AnUnknownSessionBecomesAFreshOneThatAsksForTheState) {
+  Stream stream(*stub_);
+  stream.Send(Open(std::string(32, 'a'), 7, 40, 41));
+  const v1::InvalidateResponse opened = stream.Next();
+  EXPECT_NE(opened.opened().session_id(), std::string(32, 'a'));
+  EXPECT_TRUE(opened.opened().reset_follows());
+  const v1::InvalidateResponse reset = stream.Next();
+  EXPECT_EQ(reset.reset_required().reason(), v1::ResetRequired::REASON_UNKNOWN_SESSION);
+  EXPECT_EQ(reset.reset_required().resume_sequence(), 1u);
+}
+
+TEST_F(SessionTest, AnotherGuestCannotTakeTheSession) {
+  Stream stream(*stub_);
+  const std::string id = OpenOn(stream);
+  v1::InvalidateRequest foreign = Open(id, 9);
+  foreign.mutable_open()->set_guest_instance_id("guest-b");
+  Stream thief(*stub_);
+  thief.Send(foreign);
+  EXPECT_EQ(thief.End().code(), absl::StatusCode::kPermissionDenied);
+  stream.Send(Batch(1, {kWait}));
+  EXPECT_EQ(stream.Next().completion().sequence(), 1u);
+}
+
+TEST_F(SessionTest, AMalformedMessageEndsTheStreamAndNothingOfItIsApplied) {
+  const auto malformed = [&](const v1::InvalidateRequest& request) {
+    Stream stream(*stub_);
+    const std::string id = OpenOn(stream);
+    stream.Send(request);
+    const absl::Status end = stream.End();
+    EXPECT_EQ(end.code(), absl::StatusCode::kInvalidArgument) << end;
+    EXPECT_EQ(ErrorReason(end), "MALFORMED_MESSAGE");
+    EXPECT_EQ(GetSession(id)->completed_sequence(), 0u);
+    EXPECT_EQ(GetSession(id)->cost().descriptor_count(), 0u);
+  };
+  v1::InvalidateRequest odd = Batch(1, {kWait});
+  odd.mutable_batch()->add_descriptor_words(1);
+  malformed(odd);
+  v1::InvalidateRequest half_wide = Batch(1, {kWait});
+  half_wide.mutable_batch()->set_wide(true);
+  malformed(half_wide);
+  malformed(Batch(1, std::vector<vtd::RawDescriptor>(4097, kWait)));
+  v1::InvalidateRequest touch = Batch(1, {kWait});
+  touch.mutable_batch()->add_touch_words(1);
+  malformed(touch);
+  malformed(Batch(0, {kWait}));
+  malformed(v1::InvalidateRequest());
+  malformed(Open("", 3));
+  v1::InvalidateRequest device;
+  device.mutable_device()->set_sequence(1);
+  device.mutable_device()->set_source_id(0x10000);
+  malformed(device);
+}
+
+TEST_F(SessionTest, TheFirstMessageMustOpen) {
+  Stream stream(*stub_);
+  stream.Send(Batch(1, {kWait}));
+  EXPECT_EQ(stream.End().code(), absl::StatusCode::kInvalidArgument);
+}
+
+TEST_F(SessionTest, ABadDescriptorIsNoTransportError) {
+  Stream stream(*stub_);
+  OpenOn(stream);
+  vtd::RawDescriptor bad;
+  bad.qw0 = 0xf;  // no such type (6.5.2)
+  stream.Send(Batch(1, {kWait, bad, kWait}));
+  const v1::Completion completion = stream.Next().completion();
+  EXPECT_EQ(completion.sequence(), 1u);
+  EXPECT_NE(completion.iqei(), 0u);
+  EXPECT_EQ(completion.consumed_descriptor_count(), 1u);
+  stream.Send(Batch(2, {kWait}));
+  EXPECT_EQ(stream.Next().completion().iqei(), 0u);
+}
+
+TEST_F(SessionTest, ADeviceThatALimitRefusesIsToldInBand) {
+  StartServer([](HypervisorOptions& o) { o.session.max_devices = 1; });
+  Stream stream(*stub_);
+  OpenOn(stream);
+  for (uint64_t i = 1; i <= 2; ++i) {
+    v1::InvalidateRequest device;
+    device.mutable_device()->set_sequence(i);
+    device.mutable_device()->set_source_id(static_cast<uint32_t>(i) << 3);
+    device.mutable_device()->set_present(true);
+    stream.Send(device);
+    const v1::Completion completion = stream.Next().completion();
+    EXPECT_EQ(completion.sequence(), i);
+    EXPECT_EQ(completion.status().code(),
+              static_cast<int>(i == 1 ? absl::StatusCode::kOk
+                                      : absl::StatusCode::kResourceExhausted));
+  }
+}
+
+TEST_F(SessionTest, AGuestThatStaysAwayIsReleased) {
+  StartServer([](HypervisorOptions& o) { o.session_ttl_ms = 50; });
+  std::string id;
+  {
+    Stream stream(*stub_);
+    id = OpenOn(stream);
+    EXPECT_TRUE(GetSession(id).ok());
+  }
+  EXPECT_TRUE(Eventually([&] { return absl::IsNotFound(GetSession(id).status()); }));
+  EXPECT_TRUE(server_->registry().ListAll().empty());
+}
+
+TEST_F(SessionTest, CloseEndsTheSessionAtOnce) {
+  Stream stream(*stub_);
+  const std::string id = OpenOn(stream);
+  stream.Send(Batch(1, {kWait}));
+  stream.Next();
+  v1::InvalidateRequest close;
+  close.mutable_close();
+  stream.Send(close);
+  EXPECT_TRUE(stream.End().ok());
+  EXPECT_TRUE(absl::IsNotFound(GetSession(id).status()));
+  EXPECT_EQ(server_->registry().retired().stats.cost.descriptors, 1u);
+}
+
+TEST_F(SessionTest, RefusedAtTheDoor) {
+  StartServer([](HypervisorOptions& o) {
+    o.max_sessions = 1;
+    o.max_guest_ram_bytes = kRam;
+    o.session.verify = Verify::kOff;
+  });
+  const auto refused = [&](const std::function<void(v1::OpenSession&)>& change) {
+    v1::InvalidateRequest request = Open("", 1);
+    change(*request.mutable_open());
+    Stream stream(*stub_);
+    stream.Send(request);
+    return stream.End();
+  };
+  using v1::OpenSession;
+  EXPECT_EQ(ErrorReason(refused([](OpenSession& o) { o.set_memory_token("0"); })),
+            "UNKNOWN_MEMORY");
+  EXPECT_TRUE(absl::IsInvalidArgument(refused([](OpenSession& o) { o.set_guest_ram_bytes(8192); })));
+  EXPECT_TRUE(absl::IsResourceExhausted(
+      refused([](OpenSession& o) { o.set_guest_ram_bytes(2 * kRam); })));
+  EXPECT_TRUE(absl::IsPermissionDenied(refused([](OpenSession& o) { o.set_verify("full"); })));
+  EXPECT_TRUE(absl::IsInvalidArgument(refused([](OpenSession& o) { o.set_strategy("guess"); })));
+  EXPECT_TRUE(absl::IsInvalidArgument(refused([](OpenSession& o) { o.set_guest_haw_bits(57); })));
+  EXPECT_TRUE(absl::IsInvalidArgument(refused([](OpenSession& o) { o.set_stream_epoch(0); })));
+  EXPECT_TRUE(absl::IsInvalidArgument(
+      refused([](OpenSession& o) { o.set_guest_instance_id(""); })));
+  EXPECT_TRUE(server_->registry().ListAll().empty());
+  Stream first(*stub_);
+  OpenOn(first);
+  const absl::Status second = refused([](OpenSession&) {});
+  EXPECT_TRUE(absl::IsResourceExhausted(second)) << second;
+  EXPECT_THAT(second.message(), HasSubstr("--max_sessions"));
+}
+
+TEST_F(SessionTest, MappingsAreADebugCall) {
+  Stream stream(*stub_);
+  const std::string id = OpenOn(stream);
+  EXPECT_TRUE(absl::IsPermissionDenied(GetSession(id, true).status()));
+}
+
+TEST_F(SessionTest, ShutdownEndsTheStreamAndSaysSo) {
+  Stream stream(*stub_);
+  OpenOn(stream);
+  server_->Shutdown();
+  EXPECT_EQ(stream.End().code(), absl::StatusCode::kUnavailable);
+}
+
+}  // namespace
+}  // namespace viommu
