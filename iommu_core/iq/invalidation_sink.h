@@ -56,6 +56,7 @@ class InvalidationSink {
   virtual absl::StatusOr<uint64_t> Post(std::span<const vtd::RawDescriptor> descriptors,
                                         std::span<const DeviceTouch> touches, bool settled) = 0;
   // Blocks until the batch is complete. DeadlineExceeded: it may complete later; await it again.
+  // Any other error ends the ticket: the batch may or may not have been done.
   virtual absl::StatusOr<SinkCompletion> Await(uint64_t ticket, absl::Duration timeout) = 0;
   // SRTP and TE take effect before it returns.
   virtual absl::Status UpdateRegisters(const UnitRegisters& registers) = 0;

@@ -24,7 +24,11 @@ absl::StatusOr<UnitBackend::Outcome> SinkBackend::Execute(
     outstanding_ = *ticket;
   }
   auto done = sink_.Await(*outstanding_, timeout_);
-  if (!done.ok()) return done.status();
+  if (!done.ok()) {
+    // After any other error the sink no longer knows the ticket; to send it anew is safe.
+    if (!absl::IsDeadlineExceeded(done.status())) outstanding_.reset();
+    return done.status();
+  }
   outstanding_.reset();
   const Outcome outcome{done->consumed, done->error};
   completion_ = *std::move(done);

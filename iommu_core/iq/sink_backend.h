@@ -28,8 +28,9 @@ class SinkBackend final : public UnitBackend {
   // The completion of the last doorbell that completed, once.
   std::optional<SinkCompletion> TakeCompletion();
 
-  // Unavailable: not sent. DeadlineExceeded: sent, and awaited again (not sent again) by the next
-  // call, which the unit makes with the same descriptors.
+  // DeadlineExceeded: sent, and awaited again (not sent again) by the next call, which the unit
+  // makes with the same descriptors. Any other error, of Post or of Await: the next call sends
+  // them.
   absl::StatusOr<Outcome> Execute(std::span<const vtd::RawDescriptor> raw,
                                   std::span<const vtd::Descriptor> decoded) override;
   absl::Status RegistersChanged(const UnitRegisters& registers) override {
