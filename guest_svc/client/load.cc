@@ -30,6 +30,8 @@ constexpr char kExamples[] =
     "  viommu load --guest=127.0.0.1:7001 --workload=nic-rx-classic --concurrency=8 --rate=20000\n";
 constexpr uint32_t kMaxConcurrency = 256;
 constexpr auto kCallDeadline = std::chrono::seconds(30);
+// For tidying up where the guest has stopped answering: tried, not waited for.
+constexpr auto kLeavingDeadline = std::chrono::seconds(1);
 using Clock = std::chrono::steady_clock;
 
 struct Options {
@@ -85,7 +87,10 @@ class Caller {
   void Run() {
     absl::Status status = SetUp();
     if (status.ok()) status = Loop();
-    if (!status.ok()) shared_.Fatal(status);
+    if (!status.ok()) {
+      shared_.Fatal(status);
+      deadline_ = kLeavingDeadline;
+    }
     TearDown();
   }
 
@@ -95,7 +100,7 @@ class Caller {
                                                                    const Request&, Response*),
                     const Request& request, Response* response) {
     grpc::ClientContext context;
-    context.set_deadline(std::chrono::system_clock::now() + kCallDeadline);
+    context.set_deadline(std::chrono::system_clock::now() + deadline_);
     return FromGrpcStatus((guest_.*method)(&context, request, response));
   }
 
@@ -211,6 +216,7 @@ class Caller {
   const uint32_t index_;
   const uint32_t source_id_;
   Shared& shared_;
+  std::chrono::seconds deadline_ = kCallDeadline;
   uint32_t domain_ = 0;
   bool created_ = false;
   bool attached_ = false;

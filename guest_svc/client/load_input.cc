@@ -31,6 +31,10 @@ absl::StatusOr<LoadInput> ReadInput(const std::string& trace, const std::string&
   input.recorded_domains = calls.recorded_domains;
   if (use == TraceUse::kRecordedIovas) {
     for (LoadOp& op : input.trace.ops) op.choose_iova = false;
+  } else {
+    // When a recorded administrator turned a group to DMA-FQ is policy, which the run decides.
+    std::erase_if(input.trace.ops,
+                  [](const LoadOp& op) { return op.kind == LoadOp::Kind::kMakeLazy; });
   }
   return input;
 }

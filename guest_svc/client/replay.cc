@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <memory>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -113,7 +114,8 @@ class DescriptorLog {
 struct Settings {
   bool caching_mode = true;
   std::string hint = "never";
-  std::string policy_note;
+  std::string verify;  // as --verify, but off where it can say nothing
+  std::vector<std::string> notes;
 };
 
 absl::StatusOr<Settings> Decide(const Options& options, const TraceInfo& info) {
@@ -141,9 +143,21 @@ absl::StatusOr<Settings> Decide(const Options& options, const TraceInfo& info) {
   }
   const PolicyDecision decision = DecidePolicy(*policy, false, {settings.caching_mode});
   if (decision.effective != decision.requested) {
-    settings.policy_note = absl::StrCat(
+    settings.notes.push_back(absl::StrCat(
         "caching mode would make `", options.policy,
-        "` strict (Linux since 5.11); run as if DMA-FQ had been written to the group's type");
+        "` strict (Linux since 5.11); run as if DMA-FQ had been written to the group's type"));
+  }
+  settings.verify = options.verify;
+  if (!settings.caching_mode) {
+    if (!options.verify.empty() && options.verify != "off") {
+      return absl::InvalidArgumentError(
+          "--verify needs caching mode: without it a hypervisor is not told about maps, and no "
+          "shadow can equal the guest's tables");
+    }
+    settings.verify = "off";
+    settings.notes.push_back(
+        "without caching mode a hypervisor is not told about maps: the guest's side counts, the "
+        "shadow cannot follow and is not verified");
   }
   return settings;
 }
@@ -159,6 +173,7 @@ Json ToJson(const Options& options, const Settings& settings, const LoadInput& i
   json["hz"] = options.hz;
   json["ih"] = settings.hint;
   json["caching_mode"] = settings.caching_mode;
+  json["notes"] = settings.notes;
   json["trace"] = {
       {"lines", info.lines},   {"map_lines", info.maps},          {"lists", info.lists},
       {"unmaps", info.unmaps}, {"domains", info.domains},         {"devices", info.devices},
@@ -222,9 +237,7 @@ void Print(std::FILE* out, const Options& options, const Settings& settings, con
                Short(r.stale_page_seconds()).c_str(),
                Duration(r.stale_age_max_seconds() * 1e9).c_str(),
                Duration(r.modelled_ns_total()).c_str(), options.cost_preset.c_str());
-  if (!settings.policy_note.empty()) {
-    std::fprintf(out, "Note: %s.\n", settings.policy_note.c_str());
-  }
+  for (const std::string& note : settings.notes) std::fprintf(out, "Note: %s.\n", note.c_str());
 }
 
 absl::StatusOr<v1::WorkloadResult> Run(const Options& options, const LoadInput& input,
@@ -238,8 +251,8 @@ absl::StatusOr<v1::WorkloadResult> Run(const Options& options, const LoadInput& 
   if (address.empty()) {
     PairOptions pair_options;
     pair_options.hypervisor_flags = {absl::StrCat("--dma_entry_limit=", kPairEntryLimit)};
-    if (!options.verify.empty()) {
-      pair_options.hypervisor_flags.push_back(absl::StrCat("--verify=", options.verify));
+    if (!settings.verify.empty()) {
+      pair_options.hypervisor_flags.push_back(absl::StrCat("--verify=", settings.verify));
     }
     auto started = ServicePair::Start(pair_options);
     if (!started.ok()) return started.status();
@@ -257,7 +270,7 @@ absl::StatusOr<v1::WorkloadResult> Run(const Options& options, const LoadInput& 
   spec.set_hz(options.hz);
   spec.set_hint(settings.hint);
   *spec.mutable_cost_preset() = *std::move(preset);
-  spec.set_verify(options.verify);
+  spec.set_verify(settings.verify);
   spec.set_return_descriptors(!options.descriptors.empty());
   spec.set_address_width(input.trace.info.iova_end > kWidth39 ? 48 : 0);
   spec.set_touch_after_unmap(true);

@@ -76,6 +76,8 @@ class Errors(unittest.TestCase):
             self.check(2, "truncated after line", "compare", f"--trace={plain}")
         self.check(2, "this is no ftrace or perf text", "replay", "--trace=/etc/passwd")
         self.check(2, "/nonexistent", "replay", "--trace=/nonexistent")
+        self.check(2, "--verify needs caching mode", "replay", f"--trace={LAZY_TRACE}",
+                   "--verify=full")
 
     def test_no_image(self):
         snap = DATA / "linux/6.1_cmon_strict0_snap/snap0"
@@ -157,7 +159,7 @@ class Replay(unittest.TestCase):
     @staticmethod
     def kernel(trace):
         found = []
-        for line in gzip.open(trace, "rt"):
+        for line in gzip.decompress(trace.read_bytes()).decode().splitlines():
             if " qi_submit: " in line:
                 words = line.rsplit("dmar0: ", 1)[1].split()
                 found.append((int(words[0], 0), int(words[1], 0)))
@@ -201,7 +203,8 @@ class Inspect(unittest.TestCase):
 
     def expected(self, run):
         pages = {}
-        for line in (DATA / "linux" / run / "snap0/expected_mappings.jsonl").open():
+        text = (DATA / "linux" / run / "snap0/expected_mappings.jsonl").read_text()
+        for line in text.splitlines():
             m = json.loads(line)
             for device in m["devices"]:
                 for offset in range(0, m["size"], 4096):
@@ -223,7 +226,8 @@ class Processes(unittest.TestCase):
         process = subprocess.Popen([BIN / name, *args], stdout=subprocess.PIPE,
                                    stderr=subprocess.PIPE, text=True)
         line = process.stdout.readline()
-        self.assertTrue(line.startswith("READY grpc="), line + process.stderr.read())
+        if not line.startswith("READY grpc="):
+            self.fail(line + process.communicate()[1])
         return process, line.split("grpc=")[1].split()[0]
 
     def stop(self, process):
