@@ -217,15 +217,16 @@ void RemoteSink::HandleCompletion(const v1::Completion& completion) {
       spdlog::error("hypervisor at {} refused a part of the replay: {}", options_.hypervisor,
                     completion.status().message());
     }
-    const bool alone = request.tickets.size() == 1;
     for (const auto& [ticket, descriptors] : request.tickets) {
       Done done;
       if (exact) {
         done.status = FromRpcStatus(completion.status());
         done.completion = std::exchange(result, {});
       }
-      // Of a replay, every descriptor is covered by its global invalidation.
-      if (!exact || !alone) done.completion.consumed = descriptors;
+      if (!exact || request.rebuild) {
+        done.completion.consumed = descriptors;
+        done.completion.error = vtd::Iqei::kNone;
+      }
       done_[ticket] = std::move(done);
     }
   }
@@ -247,7 +248,7 @@ void RemoteSink::Rebuild(uint64_t first_sequence) {
   pending_.clear();
   next_sequence_ = first_sequence;
   const auto add = [this](v1::InvalidateRequest request) {
-    pending_.push_back({next_sequence_++, std::move(request), Steady::now(), {}});
+    pending_.push_back({next_sequence_++, std::move(request), Steady::now(), {}, true});
   };
   for (const auto& [sid, device_tlb] : devices_) {
     v1::InvalidateRequest request;
@@ -288,7 +289,7 @@ uint64_t RemoteSink::Enqueue(v1::InvalidateRequest request, uint32_t descriptors
   }
   const uint64_t ticket = next_ticket_++;
   if (stream_ != nullptr) stream_->Send(request);
-  pending_.push_back({sequence, std::move(request), Steady::now(), {{ticket, descriptors}}});
+  pending_.push_back({sequence, std::move(request), Steady::now(), {{ticket, descriptors}}, false});
   return ticket;
 }
 

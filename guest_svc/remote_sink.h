@@ -77,6 +77,7 @@ class RemoteSink final : public InvalidationSink {
     v1::InvalidateRequest request;
     Time posted;
     std::vector<std::pair<uint64_t, uint32_t>> tickets;  // ticket, descriptors
+    bool rebuild = false;  // the tickets' own requests are covered by this one
   };
   struct Done {
     SinkCompletion completion;
