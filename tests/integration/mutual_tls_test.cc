@@ -1,0 +1,114 @@
+// Over TCP with certificates: both sides show one, and a session belongs to its owner's.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <grpcpp/create_channel.h>
+
+#include "svc_common/conversions.h"
+#include "svc_common/credentials.h"
+#include "svc_common/service_host.h"
+#include "tests/fakes/service_process.h"
+#include "tests/fakes/temp_folder.h"
+#include "viommu/v1/guest_service.grpc.pb.h"
+#include "viommu/v1/hypervisor_service.grpc.pb.h"
+
+namespace viommu {
+namespace {
+
+class MutualTlsTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (std::system("command -v openssl > /dev/null") != 0) GTEST_SKIP() << "no openssl";
+    Authority("ca");
+    Authority("stranger");
+    Certificate("hypervisor", "ca", 1);
+    Certificate("guest", "ca", 1);
+    Certificate("other", "ca", 1);
+    Certificate("stranger-guest", "stranger", 1);
+    Certificate("expired", "ca", -1);
+  }
+  void Shell(const std::string& command) {
+    ASSERT_EQ(std::system(("cd " + folder_.path() + " && { " + command + "; } > /dev/null 2>&1")
+                              .c_str()),
+              0)
+        << command;
+  }
+  void Authority(const std::string& name) {
+    Shell("openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1 -subj /CN=" +
+          name + " -keyout " + name + ".key -out " + name + ".pem");
+  }
+  void Certificate(const std::string& name, const std::string& authority, int days) {
+    Shell("echo subjectAltName=DNS:" + name + ",IP:127.0.0.1 > " + name + ".ext");
+    Shell("openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=" + name +
+          " -keyout " + name + ".key -out " + name + ".csr && openssl x509 -req -in " + name +
+          ".csr -CA " + authority + ".pem -CAkey " + authority + ".key -CAcreateserial -days " +
+          std::to_string(days) + " -extfile " + name + ".ext -out " + name + ".pem");
+  }
+  TlsFlags Tls(const std::string& name, const std::string& authority = "ca") {
+    TlsFlags tls;
+    tls.cert = folder_.File(name + ".pem");
+    tls.key = folder_.File(name + ".key");
+    tls.ca = folder_.File(authority + ".pem");
+    return tls;
+  }
+  std::vector<std::string> Args(std::vector<std::string> args, const TlsFlags& tls) {
+    args.push_back("--tls_cert=" + tls.cert);
+    args.push_back("--tls_key=" + tls.key);
+    args.push_back("--tls_ca=" + tls.ca);
+    args.push_back("--metrics=off");
+    args.push_back("--memory_socket=" + folder_.File("mem.sock"));
+    return args;
+  }
+  absl::StatusOr<v1::ListSessionsResponse> List(
+      const std::string& address, const std::shared_ptr<grpc::ChannelCredentials>& credentials) {
+    auto stub = v1::HypervisorService::NewStub(
+        grpc::CreateCustomChannel(address, credentials, ClientChannelArguments()));
+    grpc::ClientContext context;
+    context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(5));
+    v1::ListSessionsResponse response;
+    const grpc::Status status =
+        stub->ListSessions(&context, v1::ListSessionsRequest(), &response);
+    if (!status.ok()) return FromGrpcStatus(status);
+    return response;
+  }
+
+  TempFolder folder_;
+};
+
+TEST_F(MutualTlsTest, OnlyTheRightCertificateServesAndSeesItsSession) {
+  const std::string bin = VIOMMU_BIN;
+  ServiceProcess hypervisor(bin + "/hypervisor_svc",
+                            Args({"--listen=127.0.0.1:0"}, Tls("hypervisor")),
+                            folder_.File("hv.log"));
+  const std::string address = ReadyField(hypervisor.Ready(), "grpc");
+  ASSERT_NE(address, "") << hypervisor.Log();
+  ServiceProcess guest(bin + "/guest_svc",
+                       Args({"--listen=unix:" + folder_.File("g.sock"), "--hypervisor=" + address,
+                             "--ram_bytes=16m"},
+                            Tls("guest")),
+                       folder_.File("guest.log"));
+  ASSERT_NE(guest.Ready(), "") << guest.Log();
+
+  const Address target = *ParseAddress(address);
+  const auto own = List(address, *MakeChannelCredentials(target, Tls("guest")));
+  ASSERT_TRUE(own.ok()) << own.status();
+  EXPECT_EQ(own->sessions_size(), 1) << guest.Log();
+  const auto other = List(address, *MakeChannelCredentials(target, Tls("other")));
+  ASSERT_TRUE(other.ok()) << other.status();
+  EXPECT_EQ(other->sessions_size(), 0);  // another identity's session is not even seen
+
+  EXPECT_TRUE(absl::IsUnavailable(
+      List(address, grpc::InsecureChannelCredentials()).status()));
+  EXPECT_TRUE(absl::IsUnavailable(
+      List(address, *MakeChannelCredentials(target, Tls("stranger-guest"))).status()));
+  EXPECT_TRUE(absl::IsUnavailable(
+      List(address, *MakeChannelCredentials(target, Tls("expired"))).status()));
+  // The other way round: a client that trusts another authority does not talk to this server.
+  EXPECT_TRUE(absl::IsUnavailable(
+      List(address, *MakeChannelCredentials(target, Tls("guest", "stranger"))).status()));
+  EXPECT_TRUE(List(address, *MakeChannelCredentials(target, Tls("guest"))).ok());
+}
+
+}  // namespace
+}  // namespace viommu
