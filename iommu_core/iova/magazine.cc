@@ -37,7 +37,7 @@ std::vector<uint64_t> RangeCaches::Drain() {
     m.count = 0;
   };
   for (Cpu& cpu : cpus_) {
-    SpinLockHolder lock(cpu.mu);
+    CpuLockHolder lock(cpu.mu);
     for (Pair& pair : cpu.pairs) {
       take(*pair.loaded);
       take(*pair.previous);
@@ -53,14 +53,14 @@ std::vector<uint64_t> RangeCaches::Drain() {
 
 void RangeCaches::Count(uint32_t cpu_index, uint64_t pages, bool allocated) {
   Cpu& cpu = CpuAt(cpu_index);
-  SpinLockHolder lock(cpu.mu);
+  CpuLockHolder lock(cpu.mu);
   cpu.allocated_pages += allocated ? pages : ~pages + 1;
 }
 
 uint64_t RangeCaches::allocated_pages() const {
   uint64_t pages = 0;
   for (const Cpu& cpu : cpus_) {
-    SpinLockHolder lock(cpu.mu);
+    CpuLockHolder lock(cpu.mu);
     pages += cpu.allocated_pages;
   }
   return pages;

@@ -11,7 +11,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
-#include "iommu_core/iova/spin_lock.h"
+#include "iommu_core/iova/cpu_lock.h"
 
 namespace viommu {
 
@@ -50,7 +50,7 @@ class RangeCaches {
   // is searched, after an exchange with the other one or the depot if it was empty.
   std::optional<uint64_t> Pop(uint32_t cpu_index, int order, uint64_t limit_pfn) {
     Cpu& cpu = CpuAt(cpu_index);
-    SpinLockHolder lock(cpu.mu);
+    CpuLockHolder lock(cpu.mu);
     Pair& pair = cpu.pairs[static_cast<size_t>(order)];
     if (pair.loaded->empty() && !Reload(pair, order)) return std::nullopt;
     const std::optional<uint64_t> pfn = pair.loaded->Pop(limit_pfn);
@@ -60,7 +60,7 @@ class RangeCaches {
 
   void Push(uint32_t cpu_index, int order, uint64_t pfn) {
     Cpu& cpu = CpuAt(cpu_index);
-    SpinLockHolder lock(cpu.mu);
+    CpuLockHolder lock(cpu.mu);
     Pair& pair = cpu.pairs[static_cast<size_t>(order)];
     if (pair.loaded->full()) MakeRoom(pair, order);
     pair.loaded->Push(pfn);
@@ -81,7 +81,7 @@ class RangeCaches {
     std::unique_ptr<Magazine> previous = std::make_unique<Magazine>();
   };
   struct alignas(64) Cpu {
-    mutable SpinLock mu;
+    mutable CpuLock mu;
     // Modulo 2^64: a range may be freed on another CPU than it was allocated on.
     uint64_t allocated_pages ABSL_GUARDED_BY(mu) = 0;
     std::array<Pair, kOrders> pairs ABSL_GUARDED_BY(mu);

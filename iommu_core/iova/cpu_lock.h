@@ -1,6 +1,6 @@
 // The lock of one CPU's magazines: almost always free, held for a few instructions.
-#ifndef VIOMMU_IOMMU_CORE_IOVA_SPIN_LOCK_H_
-#define VIOMMU_IOMMU_CORE_IOVA_SPIN_LOCK_H_
+#ifndef VIOMMU_IOMMU_CORE_IOVA_CPU_LOCK_H_
+#define VIOMMU_IOMMU_CORE_IOVA_CPU_LOCK_H_
 
 #include <atomic>
 #include <thread>
@@ -12,7 +12,7 @@ namespace viommu {
 // One exchange to take, one store to release: a third of an absl::Mutex pair (tests/bench). A
 // thread that finds it held is one that uses another CPU's number, or a drain; after a short spin
 // it yields.
-class ABSL_LOCKABLE SpinLock {
+class ABSL_LOCKABLE CpuLock {
  public:
   void Lock() ABSL_EXCLUSIVE_LOCK_FUNCTION() {
     while (held_.exchange(true, std::memory_order_acquire)) WaitUntilFree();
@@ -30,19 +30,19 @@ class ABSL_LOCKABLE SpinLock {
   std::atomic<bool> held_{false};
 };
 
-class ABSL_SCOPED_LOCKABLE SpinLockHolder {
+class ABSL_SCOPED_LOCKABLE CpuLockHolder {
  public:
-  explicit SpinLockHolder(SpinLock& lock) ABSL_EXCLUSIVE_LOCK_FUNCTION(lock) : lock_(lock) {
+  explicit CpuLockHolder(CpuLock& lock) ABSL_EXCLUSIVE_LOCK_FUNCTION(lock) : lock_(lock) {
     lock_.Lock();
   }
-  ~SpinLockHolder() ABSL_UNLOCK_FUNCTION() { lock_.Unlock(); }
-  SpinLockHolder(const SpinLockHolder&) = delete;
-  SpinLockHolder& operator=(const SpinLockHolder&) = delete;
+  ~CpuLockHolder() ABSL_UNLOCK_FUNCTION() { lock_.Unlock(); }
+  CpuLockHolder(const CpuLockHolder&) = delete;
+  CpuLockHolder& operator=(const CpuLockHolder&) = delete;
 
  private:
-  SpinLock& lock_;
+  CpuLock& lock_;
 };
 
 }  // namespace viommu
 
-#endif  // VIOMMU_IOMMU_CORE_IOVA_SPIN_LOCK_H_
+#endif  // VIOMMU_IOMMU_CORE_IOVA_CPU_LOCK_H_
