@@ -339,6 +339,10 @@ int RunLoadCommand(const Args& args) {
     if (absl::Status s = WriteJson(options.json, json); !s.ok()) return Fail(kProgram, s);
   }
   std::lock_guard<std::mutex> lock(shared.mutex);
+  if (absl::IsUnavailable(shared.fatal)) {
+    return Fail(kProgram, absl::UnavailableError(absl::StrCat("lost the guest at ", options.guest,
+                                                              ": ", shared.fatal.message())));
+  }
   if (!shared.fatal.ok()) return Fail(kProgram, shared.fatal);
   return kExitOk;
 }

@@ -238,7 +238,6 @@ TEST_F(BadInputTest, NamesFileAndLine) {
   ExpectBad(R"({"id":"y","suite":"iq","aw_bits":57,"steps":[]})", "aw_bits");
   ExpectBad(R"({"id":"y","suite":"iq","aw_bits":48})", "'steps'");
   ExpectBad(Step(R"({"op":"jump"})"), "unknown operation 'jump'");
-  ExpectBad(Step(R"({"op":"regr","off":"0x34","size":4,"colour":1})"), "unknown field 'colour'");
   ExpectBad(Step(R"({"op":"regr","off":"0x34","size":4,"obs":{"vol":"0x0"}})"),
             "steps[0].obs has an unknown field 'vol'");
   ExpectBad(Step(R"({"op":"regr","off":"0x34"})"), "lacks 'size'");
