@@ -48,6 +48,9 @@ struct SessionConfig {
   uint64_t max_shadow_table_pages = uint64_t{1} << 20;
   uint64_t max_work_per_invalidation = uint64_t{1} << 26;  // guest entries read
   uint64_t max_faults_retained = 1024;      // further ones are counted as dropped
+  // Strategy dirty-log: guest-physical base of the guest's log (mem/dirty_log.h). 0: the guest keeps
+  // none, and the strategy works as snapshot does.
+  uint64_t dirty_log_base = 0;
   // Called between bounded slices of a long walk so that other sessions get their turn.
   std::function<void()> yield;
 };
@@ -82,6 +85,7 @@ struct SessionStats {
   uint64_t work_refused = 0;           // invalidations stopped at max_work_per_invalidation
   uint64_t shadows_refused = 0;        // devices left blocked at max_domains
   uint64_t invalidations[4] = {};      // by granularity: 1 global, 2 domain, 3 page
+  bool dirty_log_active = false;       // strategy dirty-log has a log to go by
   uint32_t devices = 0;
   uint32_t domains = 0;
 };

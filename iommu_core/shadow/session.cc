@@ -59,6 +59,13 @@ absl::Status SessionImpl::Start() {
   unit_ = *std::move(unit);
   shadow_context_.emplace(ShadowContext{guest_, rules_, map_, pool_, *unit_, pins_,
                                         config_.dma_entry_limit, config_.guest_ram_bytes});
+  if (config_.strategy == Strategy::kDirtyLog && config_.dirty_log_base != 0) {
+    auto log = DirtyLogView::Create(guest_, PhysAddr(config_.dirty_log_base),
+                                    config_.guest_ram_bytes);
+    if (!log.ok()) return log.status();
+    dirty_index_ = std::make_unique<DirtyTableIndex>(*log);
+    stats_.dirty_log_active = true;
+  }
   if (config_.strategy != Strategy::kNested) return absl::OkStatus();
   auto nested = NestedUnit::Create(guest_, config_.guest_ram_bytes, reference_.rules(),
                                    config_.iotlb_entries, map_, pool_, pins_,

@@ -22,6 +22,7 @@
 #include "iommu_core/shadow/shadow.h"
 #include "iommu_core/shadow/shadow_table.h"
 #include "iommu_core/shadow/snapshot_shadow.h"
+#include "iommu_core/shadow/table_index.h"
 
 namespace viommu {
 
@@ -134,6 +135,7 @@ class SessionImpl final : public HypervisorSession {
   TablePool pool_ ABSL_GUARDED_BY(mu_);
   PinBudget pins_ ABSL_GUARDED_BY(mu_);
   NodePool nodes_ ABSL_GUARDED_BY(mu_);
+  std::unique_ptr<DirtyTableIndex> dirty_index_ ABSL_GUARDED_BY(mu_);  // null: no dirty log
   std::unique_ptr<PhysicalUnit> unit_ ABSL_GUARDED_BY(mu_);
   std::unique_ptr<NestedUnit> nested_ ABSL_GUARDED_BY(mu_);  // strategy nested only
   std::optional<ShadowContext> shadow_context_ ABSL_GUARDED_BY(mu_);

@@ -75,7 +75,8 @@ absl::StatusOr<std::unique_ptr<Shadow>> SessionImpl::MakeShadow(const GuestTable
   if (config_.strategy == Strategy::kWalk || config_.strategy == Strategy::kWalkShared) {
     return WalkShadow::Create(*shadow_context_, table, host_domain);
   }
-  return SnapshotShadow::Create(*shadow_context_, table, host_domain, nodes_, nullptr);
+  return SnapshotShadow::Create(*shadow_context_, table, host_domain, nodes_,
+                                dirty_index_.get());
 }
 
 Shadow* SessionImpl::FindOrMakeShadow(Device& device, const GuestTable& table) {
@@ -181,6 +182,7 @@ void SessionImpl::RefreshAll(SyncCost& cost) {
 }
 
 void SessionImpl::SyncShadow(Shadow& shadow, IovaRange range, SyncRun& run) {
+  if (dirty_index_ != nullptr && range == ShadowTable::kAll) dirty_index_->Collect();
   const bool verify = WantsVerify(range);
   std::optional<std::vector<LeafMapping>> before;
   if (verify) before = ReferenceRuns(shadow.guest_table(), range);

@@ -152,8 +152,8 @@ bool SnapshotShadow::SyncRange(IovaRange range, bool stop_at_refusal, SyncRun& r
       const bool whole = pass.range.first == Iova(0) && pass.range.end == Iova(guest_table_.end);
       if (root_ == nullptr) {
         halt = Halt::kWorkBound;
-      } else if (whole && complete_ && index_ != nullptr) {
-        halt = SyncDirty(pass);
+      } else if (whole && complete_ && index_ != nullptr && !stop_at_refusal) {
+        SyncDirty(pass);
       } else {
         // What was refused differs from its copy, so the pass comes by and refuses it again.
         Settle(pass.range);
@@ -164,7 +164,10 @@ bool SnapshotShadow::SyncRange(IovaRange range, bool stop_at_refusal, SyncRun& r
       break;
     }
   }
-  if (halt == Halt::kWorkBound) GiveUp(pass);
+  if (halt == Halt::kWorkBound) {
+    complete_ = false;
+    GiveUp({Iova(pass.next), std::max(pass.range.end, pass.give_up_end)}, run);
+  }
   return pass.refused;
 }
 
@@ -196,7 +199,7 @@ Shadow::Halt SnapshotShadow::SyncIdentity(Pass& pass) {
 }
 
 // Only lines that the log named, upper levels first: they may take lower ones away.
-Shadow::Halt SnapshotShadow::SyncDirty(Pass& pass) {
+void SnapshotShadow::SyncDirty(Pass& pass) {
   dirty_.erase(std::remove(dirty_.begin(), dirty_.end(), nullptr), dirty_.end());
   std::sort(dirty_.begin(), dirty_.end(), [](const TableNode* a, const TableNode* b) {
     return a->level != b->level ? a->level < b->level : a->first > b->first;
@@ -207,13 +210,21 @@ Shadow::Halt SnapshotShadow::SyncDirty(Pass& pass) {
     dirty_.pop_back();
     if (node == nullptr) continue;  // freed with a table above it
     node->queued = false;
-    const Halt halt = SyncLines(*node, std::exchange(node->dirty_lines, 0), pass);
-    if (halt == Halt::kNo) continue;
-    // The log's marks are gone: everything is looked at again next time, and nothing is left till then.
-    pass.next = 0;
-    return halt;
+    pass.give_up_end = Iova(0);
+    if (SyncLines(*node, std::exchange(node->dirty_lines, 0), pass) == Halt::kNo) continue;
+    // The log's marks are gone: what they were for is given up, and everything compared next time.
+    complete_ = false;
+    const Iova node_end(At(*node, vtd::kEntriesPerTable));
+    GiveUp({Iova(pass.next), std::max(pass.give_up_end, node_end)}, pass.run);
+    while (!dirty_.empty()) {
+      TableNode* left = dirty_.back();
+      dirty_.pop_back();
+      if (left == nullptr) continue;
+      left->queued = false;
+      left->dirty_lines = 0;
+      GiveUp({Iova(left->first), Iova(At(*left, vtd::kEntriesPerTable))}, pass.run);
+    }
   }
-  return Halt::kNo;
 }
 
 Shadow::Halt SnapshotShadow::SyncLines(TableNode& node, uint64_t lines, Pass& pass) {
@@ -227,6 +238,7 @@ Shadow::Halt SnapshotShadow::SyncLines(TableNode& node, uint64_t lines, Pass& pa
       if (halt != Halt::kNo) return halt;
       continue;
     }
+    pass.next = At(node, first);
     if (!pass.run.budget.Spend(kLineEntries)) return Halt::kWorkBound;
     pass.run.cost.bytes_read += sizeof(Line);
     Line now;
@@ -235,6 +247,7 @@ Shadow::Halt SnapshotShadow::SyncLines(TableNode& node, uint64_t lines, Pass& pa
       const uint64_t entry = now[static_cast<size_t>(i)];
       if (entry == node.last[static_cast<size_t>(first + i)]) continue;
       ++pass.run.cost.ptes_read;
+      pass.next = At(node, first + i);
       halt = Visit(node, first + i, entry, false, pass);
       if (halt != Halt::kNo) return halt;
     }
@@ -479,12 +492,10 @@ void SnapshotShadow::DropRange(TableNode& node, IovaRange range, Dropped& sum,
   }
 }
 
-void SnapshotShadow::GiveUp(Pass& pass) {
-  pass.run.work_refused = true;
-  complete_ = false;
-  IovaRange rest{Iova(pass.next), std::max(pass.range.end, pass.give_up_end)};
+void SnapshotShadow::GiveUp(IovaRange rest, SyncRun& run) {
+  run.work_refused = true;
   if (rest.empty()) return;
-  SyncCost& cost = pass.run.cost;
+  SyncCost& cost = run.cost;
   Dropped dropped;
   const IovaRange asked = rest;
   if (root_ != nullptr) DropRange(*root_, asked, dropped, rest);

@@ -29,6 +29,7 @@ struct alignas(64) TableNode {
   uint8_t permissions = 0;   // AND of R and W above
   bool queued = false;       // dirty-log: stands in its shadow's list of dirty nodes ...
   uint32_t queue_index = 0;  // ... here
+  uint32_t index_slot = 0;   // for the TableIndex
 };
 
 // Told where tables are, by a session whose guest keeps a dirty log.
@@ -74,7 +75,7 @@ class SnapshotShadow final : public Shadow {
   void ForgetAll(SyncCost& cost) override;
 
   Halt SyncIdentity(Pass& pass);
-  Halt SyncDirty(Pass& pass);
+  void SyncDirty(Pass& pass);
   Halt SyncLines(TableNode& node, uint64_t lines, Pass& pass);
   // Compares the part of a table that lies in the pass's range. `visit_all`: the copy is new while
   // older pages may stand in the physical table, so that absent entries are gone through as well.
@@ -94,7 +95,8 @@ class SnapshotShadow final : public Shadow {
   // The same for a range; `hull` grows to what was forgotten.
   void DropRange(TableNode& node, IovaRange range, Dropped& sum, IovaRange& hull);
   void Uncharge(Dropped dropped, SyncCost& cost);
-  void GiveUp(Pass& pass);
+  // Nothing of `rest`, which could not be looked at, stays.
+  void GiveUp(IovaRange rest, SyncRun& run);
 
   std::unique_ptr<TableNode> NewNode(PhysAddr guest_table, uint64_t first, int level,
                                      uint64_t permissions);

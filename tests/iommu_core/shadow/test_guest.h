@@ -5,8 +5,10 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
+#include "iommu_core/mem/dirty_log.h"
 #include "iommu_core/mem/shared_memory.h"
 #include "iommu_core/shadow/session_impl.h"
 #include "iommu_core/vtd/inv_descriptor.h"
@@ -23,6 +25,8 @@ class TestGuest {
   explicit TestGuest(uint64_t ram_bytes = uint64_t{256} << 20)
       : memory_(*SharedMemory::Create(ram_bytes)), ram_bytes_(ram_bytes) {
     root_ = NewPage();
+    log_base_ = ram_bytes - DirtyLogBytes(ram_bytes);
+    log_.emplace(*DirtyLogView::Create(*memory_, PhysAddr(log_base_), ram_bytes));
   }
 
   PhysicalMemory& memory() { return *memory_; }
@@ -35,7 +39,12 @@ class TestGuest {
   }
 
   uint64_t Get(PhysAddr at) { return memory_->Read64(at).value_or(0); }
-  void Put(PhysAddr at, uint64_t value) { memory_->Write64(at, value); }
+  // As a guest that keeps the log does.
+  void Put(PhysAddr at, uint64_t value) {
+    memory_->Write64(at, value);
+    log_->Mark(at);
+  }
+  uint64_t dirty_log_base() const { return log_base_; }
 
   PhysAddr ContextSlot(SourceId sid) {
     const PhysAddr root_slot = root_ + 16u * static_cast<uint64_t>(vtd::RootIndex(sid));
@@ -74,6 +83,8 @@ class TestGuest {
   const uint64_t ram_bytes_;
   uint64_t next_ = 0x100000;  // table pages; buffers lie where the tests put them
   PhysAddr root_;
+  uint64_t log_base_ = 0;
+  std::optional<DirtyLogWriter> log_;
 };
 
 inline vtd::RawDescriptor Psi(uint16_t did, uint64_t iova, int am = 0, bool ih = false) {
@@ -116,6 +127,7 @@ inline std::unique_ptr<SessionImpl> MakeSession(TestGuest& guest, Strategy strat
                                                 SessionConfig config = {}) {
   config.strategy = strategy;
   config.guest_ram_bytes = guest.ram_bytes();
+  config.dirty_log_base = guest.dirty_log_base();
   auto session = SessionImpl::Create(config, guest.memory());
   if (!session.ok()) return nullptr;
   (*session)->UpdateRegisters({guest.root(), true}).IgnoreError();
