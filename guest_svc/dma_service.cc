@@ -57,9 +57,8 @@ grpc::Status DmaService::AttachDevice(grpc::ServerContext* context,
   const absl::StatusOr<SourceId> sid = SourceIdFromProto(request->source_id());
   if (!sid.ok()) return ToGrpcStatus(sid.status());
   return ToGrpcStatus(host_.Run(context->deadline(), [&](GuestMachine& machine) {
-    const absl::StatusOr<DomainId> did = machine.AttachDevice(request->domain(), *sid,
-                                                              request->iommu(),
-                                                              request->device_tlb());
+    const absl::StatusOr<DomainId> did =
+        machine.AttachDevice(request->domain(), *sid, request->iommu(), request->device_tlb());
     if (!did.ok()) return did.status();
     host_.SetPlace(*sid, request->iommu());
     response->set_domain_id(did->value());
@@ -72,9 +71,8 @@ grpc::Status DmaService::DetachDevice(grpc::ServerContext* context,
                                       v1::DetachDeviceResponse*) {
   const absl::StatusOr<SourceId> sid = SourceIdFromProto(request->source_id());
   if (!sid.ok()) return ToGrpcStatus(sid.status());
-  return ToGrpcStatus(host_.Run(context->deadline(), [&](GuestMachine& machine) {
-    return machine.DetachDevice(*sid);
-  }));
+  return ToGrpcStatus(host_.Run(context->deadline(),
+                                [&](GuestMachine& machine) { return machine.DetachDevice(*sid); }));
 }
 
 absl::Status DmaService::Map(GuestMachine& machine, const v1::MapRequest& request,
@@ -125,9 +123,8 @@ absl::Status DmaService::DoMap(Deadline deadline, const v1::MapRequest& request,
   if (request.vcpu() >= host_.options().machine.vcpus) {
     status = errors::Invalid(absl::StrCat("there is no vcpu ", request.vcpu()));
   } else {
-    status = host_.Run(deadline, [&](GuestMachine& machine) {
-      return Map(machine, request, response);
-    });
+    status =
+        host_.Run(deadline, [&](GuestMachine& machine) { return Map(machine, request, response); });
   }
   metrics_.CountOp(DmaOpKind::kMap, status.code());
   return status;
@@ -181,8 +178,8 @@ absl::Status DmaService::DoAccess(Deadline deadline, const v1::AccessRequest& re
   if (absl::IsUnavailable(status) || absl::IsNotFound(status)) {
     // NotFound: a restarted hypervisor; the session is rebuilt by the machine's thread.
     return done(absl::UnavailableError(
-        absl::StrCat("the hypervisor at ", host_.options().hypervisor,
-                     " is away (", status.message(), "); call again once hypervisor_svc runs")));
+        absl::StrCat("the hypervisor at ", host_.options().hypervisor, " is away (",
+                     status.message(), "); call again once hypervisor_svc runs")));
   }
   if (!status.ok()) return done(status);
   response->set_fault_reason(answer.fault_reason());
@@ -229,10 +226,10 @@ void DmaService::DoOp(Deadline deadline, const v1::DmaOp& op, v1::DmaOpResult* r
 grpc::Status DmaService::Batch(grpc::ServerContext* context, const v1::BatchRequest* request,
                                v1::BatchResponse* response) {
   if (request->ops_size() > kMaxBatchOps) {
-    return ToGrpcStatus(WithReason(
-        errors::Invalid(absl::StrCat(request->ops_size(), " operations; at most ", kMaxBatchOps,
-                                     " in one batch")),
-        "BATCH_TOO_LARGE"));
+    return ToGrpcStatus(
+        WithReason(errors::Invalid(absl::StrCat(request->ops_size(), " operations; at most ",
+                                                kMaxBatchOps, " in one batch")),
+                   "BATCH_TOO_LARGE"));
   }
   for (const v1::DmaOp& op : request->ops()) {
     DoOp(context->deadline(), op, response->add_results());

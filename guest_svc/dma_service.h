@@ -44,9 +44,8 @@ class DmaService final : public v1::GuestService::Service {
                      v1::UnmapResponse* response) override;
   grpc::Status Batch(grpc::ServerContext* context, const v1::BatchRequest* request,
                      v1::BatchResponse* response) override;
-  grpc::Status StreamOps(
-      grpc::ServerContext* context,
-      grpc::ServerReaderWriter<v1::DmaOpResult, v1::DmaOp>* stream) override;
+  grpc::Status StreamOps(grpc::ServerContext* context,
+                         grpc::ServerReaderWriter<v1::DmaOpResult, v1::DmaOp>* stream) override;
   grpc::Status Access(grpc::ServerContext* context, const v1::AccessRequest* request,
                       v1::AccessResponse* response) override;
   grpc::Status GetPolicy(grpc::ServerContext* context, const v1::GetPolicyRequest* request,
@@ -76,8 +75,7 @@ class DmaService final : public v1::GuestService::Service {
   absl::Status DoAccess(Deadline deadline, const v1::AccessRequest& request,
                         v1::AccessResponse* response);
   void DoOp(Deadline deadline, const v1::DmaOp& op, v1::DmaOpResult* result);
-  absl::Status Map(GuestMachine& machine, const v1::MapRequest& request,
-                   v1::MapResponse* response);
+  absl::Status Map(GuestMachine& machine, const v1::MapRequest& request, v1::MapResponse* response);
   void FillPolicy(v1::PolicyState* state);
 
   MachineHost& host_;

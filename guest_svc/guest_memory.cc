@@ -20,8 +20,8 @@ absl::Status CopyContent(const SharedMemory& from, SharedMemory& to) {
     off_t hole = lseek(from.fd(), data, SEEK_HOLE);
     if (hole < 0) hole = size;
     while (data < hole) {
-      const std::span<std::byte> piece(
-          buffer.data(), std::min(kCopyBytes, static_cast<size_t>(hole - data)));
+      const std::span<std::byte> piece(buffer.data(),
+                                       std::min(kCopyBytes, static_cast<size_t>(hole - data)));
       const PhysAddr address(static_cast<uint64_t>(data));
       if (!from.ReadBytes(address, piece) || !to.WriteBytes(address, piece)) {
         return absl::InternalError("guest memory changed its size");

@@ -1,5 +1,5 @@
-// This guest's memory: a region that the hypervisor made. When the hypervisor was restarted and knows
-// the region no more, the content moves into a new one.
+// This guest's memory: a region that the hypervisor made. When the hypervisor was restarted and
+// knows the region no more, the content moves into a new one.
 #ifndef VIOMMU_GUEST_SVC_GUEST_MEMORY_H_
 #define VIOMMU_GUEST_SVC_GUEST_MEMORY_H_
 

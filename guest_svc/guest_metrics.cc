@@ -58,8 +58,7 @@ std::vector<prometheus::MetricFamily> GuestMetrics::Collect() const {
   out.push_back(std::move(flushes).Build());
   FamilyBuilder descriptors("viommu_invalidation_descriptors_total",
                             "Invalidation descriptors submitted.", MetricType::Counter);
-  descriptors
-      .Add({{"type", "iotlb"}, {"granularity", "page"}}, Value(stats.descriptors_iotlb_page))
+  descriptors.Add({{"type", "iotlb"}, {"granularity", "page"}}, Value(stats.descriptors_iotlb_page))
       .Add({{"type", "iotlb"}, {"granularity", "domain"}}, Value(stats.descriptors_iotlb_domain))
       .Add({{"type", "iotlb"}, {"granularity", "global"}}, Value(stats.descriptors_iotlb_global))
       .Add({{"type", "context"}, {"granularity", "any"}}, Value(stats.descriptors_context))
@@ -80,8 +79,7 @@ std::vector<prometheus::MetricFamily> GuestMetrics::Collect() const {
                               "Pages times seconds between unmap and revocation.",
                               stats.stale_page_seconds));
   FamilyBuilder reconnects("viommu_stream_reconnects_total",
-                           "Streams to the hypervisor that broke, by status.",
-                           MetricType::Counter);
+                           "Streams to the hypervisor that broke, by status.", MetricType::Counter);
   for (size_t code = 0; code < kCodes; ++code) {
     const uint64_t count = reconnects_[code].load(std::memory_order_relaxed);
     if (count == 0 && code != static_cast<size_t>(absl::StatusCode::kUnavailable)) continue;

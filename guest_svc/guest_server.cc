@@ -30,24 +30,22 @@ absl::StatusOr<std::unique_ptr<GuestServer>> GuestServer::Start(GuestOptions opt
   if (absl::Status status = CheckConfig(o.machine); !status.ok()) return status;
   const std::string memory_socket =
       o.memory_socket.empty() ? DefaultMemorySocket(*hypervisor) : o.memory_socket;
-  const std::shared_ptr<grpc::Channel> channel = grpc::CreateCustomChannel(
-      hypervisor->ToString(), *credentials, ClientChannelArguments());
+  const std::shared_ptr<grpc::Channel> channel =
+      grpc::CreateCustomChannel(hypervisor->ToString(), *credentials, ClientChannelArguments());
 
   absl::StatusOr<std::unique_ptr<ServiceHost>> host = ServiceHost::Create(o.host);
   if (!host.ok()) return host.status();
   server->service_host_ = *std::move(host);
   server->metrics_ = std::make_shared<GuestMetrics>();
-  server->machine_ =
-      std::make_unique<MachineHost>(o, memory_socket, channel, *server->metrics_);
+  server->machine_ = std::make_unique<MachineHost>(o, memory_socket, channel, *server->metrics_);
   server->workloads_ =
       std::make_unique<WorkloadService>(o, memory_socket, channel, *server->metrics_);
   server->service_ = std::make_unique<DmaService>(*server->machine_, *server->workloads_,
                                                   *server->metrics_, channel);
   server->service_host_->builder().RegisterService(server->service_.get());
   if (absl::Status status = server->service_host_->Start(); !status.ok()) return status;
-  server->metrics_->set_machine_stats([machine = server->machine_.get()] {
-    return machine->stats();
-  });
+  server->metrics_->set_machine_stats(
+      [machine = server->machine_.get()] { return machine->stats(); });
   if (server->service_host_->metrics() != nullptr) {
     server->service_host_->metrics()->Register(server->metrics_);
   }

@@ -95,6 +95,7 @@ absl::Status MachineHost::BringUp() {
     sink.hypervisor = options_.hypervisor;
     sink.caps = GuestCapabilities(config, i);
     sink.haw_bits = config.address_width;
+    sink.dirty_log_base = DirtyLogBase(config).value();
     sink.strategy = options_.hypervisor_strategy;
     sinks.push_back(std::make_unique<RemoteSink>(channel_, **memory, metrics_, sink));
     if (absl::Status status = sinks.back()->Open(); !status.ok()) return status;
@@ -178,12 +179,12 @@ absl::Status MachineHost::Run(std::chrono::system_clock::time_point deadline,
       given > kMaxWait ? now + kMaxWait : now + std::chrono::duration_cast<milliseconds>(given);
   {
     absl::MutexLock lock(&mu_);
-    const absl::Duration wait = absl::FromChrono(std::min<Steady::duration>(
-        kBringUpWait, until - now));
+    const absl::Duration wait =
+        absl::FromChrono(std::min<Steady::duration>(kBringUpWait, until - now));
     if (!up_ && !mu_.AwaitWithTimeout(absl::Condition(&up_), wait)) {
-      return absl::UnavailableError(absl::StrCat(
-          "no hypervisor at ", options_.hypervisor, " yet (", last_error_.message(),
-          "): start hypervisor_svc --listen=", options_.hypervisor));
+      return absl::UnavailableError(
+          absl::StrCat("no hypervisor at ", options_.hypervisor, " yet (", last_error_.message(),
+                       "): start hypervisor_svc --listen=", options_.hypervisor));
     }
   }
   if (!TakeTurn(until)) {
@@ -193,9 +194,9 @@ absl::Status MachineHost::Run(std::chrono::system_clock::time_point deadline,
   absl::Cleanup end = [this] { EndTurn(); };
   while (!AllConnected()) {
     if (Steady::now() >= until) {
-      return absl::DeadlineExceededError(absl::StrCat(
-          "the hypervisor at ", options_.hypervisor,
-          " is away; nothing was done, call again once hypervisor_svc runs again"));
+      return absl::DeadlineExceededError(
+          absl::StrCat("the hypervisor at ", options_.hypervisor,
+                       " is away; nothing was done, call again once hypervisor_svc runs again"));
     }
     PollSinks(kPollStep);
   }
@@ -215,9 +216,8 @@ absl::Status MachineHost::SetPolicy(Policy policy, bool force_lazy) {
   }
   if (up) {
     const absl::Status status =
-        Run(std::chrono::system_clock::now() + kMaxWait, [&](GuestMachine& machine) {
-          return machine.SetPolicy(policy, force_lazy);
-        });
+        Run(std::chrono::system_clock::now() + kMaxWait,
+            [&](GuestMachine& machine) { return machine.SetPolicy(policy, force_lazy); });
     if (!status.ok()) return status;
   }
   absl::MutexLock lock(&mu_);

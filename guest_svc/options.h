@@ -23,9 +23,9 @@ struct GuestOptions {
   GuestConfig machine;
   std::string hypervisor_strategy;  // empty: the hypervisor's
 
-  uint32_t max_runs = 4;                                  // RunWorkload calls at once
-  uint64_t max_trace_ops = uint64_t{16} << 20;            // operations of one RunWorkload trace
-  uint64_t max_run_ram_bytes = uint64_t{32} << 30;        // memory of one RunWorkload machine
+  uint32_t max_runs = 4;                            // RunWorkload calls at once
+  uint64_t max_trace_ops = uint64_t{16} << 20;      // operations of one RunWorkload trace
+  uint64_t max_run_ram_bytes = uint64_t{32} << 30;  // memory of one RunWorkload machine
 
   void AddTo(FlagSet& flags);
 };

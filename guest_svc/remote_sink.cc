@@ -86,8 +86,7 @@ absl::Status RemoteSink::OpenStream(Time deadline) {
   open->set_session_id(session_id_);
   open->set_guest_instance_id(instance_id_);
   open->set_stream_epoch(++epoch_);
-  open->set_oldest_retained_sequence(pending_.empty() ? next_sequence_
-                                                      : pending_.front().sequence);
+  open->set_oldest_retained_sequence(pending_.empty() ? next_sequence_ : pending_.front().sequence);
   open->set_next_sequence(next_sequence_);
   open->set_guest_ram_bytes(memory_.size_bytes());
   open->set_memory_kind(v1::GUEST_MEMORY_KIND_SHARED);
@@ -95,6 +94,7 @@ absl::Status RemoteSink::OpenStream(Time deadline) {
   open->set_guest_cap(options_.caps.cap);
   open->set_guest_ecap(options_.caps.ecap);
   open->set_guest_haw_bits(static_cast<uint32_t>(options_.haw_bits));
+  open->set_dirty_log_base(options_.dirty_log_base);
   open->set_strategy(options_.strategy);
   open->set_verify(options_.verify);
   stream->Send(request);
@@ -188,10 +188,10 @@ bool RemoteSink::Step(Time deadline) {
 void RemoteSink::Handle(const v1::InvalidateResponse& response) {
   if (response.has_completion()) return HandleCompletion(response.completion());
   if (response.has_reset_required()) {
-    spdlog::warn("hypervisor at {} asks for a replay ({}): devices, registers and a global "
-                 "invalidation are sent again",
-                 options_.hypervisor,
-                 v1::ResetRequired::Reason_Name(response.reset_required().reason()));
+    spdlog::warn(
+        "hypervisor at {} asks for a replay ({}): devices, registers and a global "
+        "invalidation are sent again",
+        options_.hypervisor, v1::ResetRequired::Reason_Name(response.reset_required().reason()));
     return Rebuild(response.reset_required().resume_sequence());
   }
 }
@@ -302,8 +302,8 @@ absl::Status RemoteSink::Unreachable() const {
 
 absl::Status RemoteSink::CheckRoom() const {
   if (over_) {
-    return absl::UnavailableError(absl::StrCat("the session on ", options_.hypervisor,
-                                               " is over: ", last_error_.message()));
+    return absl::UnavailableError(
+        absl::StrCat("the session on ", options_.hypervisor, " is over: ", last_error_.message()));
   }
   // What is not acknowledged is kept for the next stream, and that is bounded.
   if (pending_.size() >= window_) {
@@ -379,8 +379,7 @@ absl::Status RemoteSink::UpdateDevice(SourceId sid, bool present, bool has_devic
   request.mutable_device()->set_present(present);
   request.mutable_device()->set_device_tlb(has_device_tlb);
   const uint64_t ticket = Enqueue(std::move(request), 0);
-  const absl::Status status =
-      AwaitLocked(ticket, DeadlineAfter(options_.call_timeout)).status();
+  const absl::Status status = AwaitLocked(ticket, DeadlineAfter(options_.call_timeout)).status();
   if (!status.ok() && !absl::IsDeadlineExceeded(status) && added) devices_.erase(sid.value());
   return status;
 }

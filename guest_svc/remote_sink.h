@@ -1,6 +1,6 @@
-// One vIOMMU's invalidations over the gRPC stream: one session, one stream at a time. Everything not
-// acknowledged is kept and sent again on the next stream; what the hypervisor no longer knows is
-// rebuilt from the vIOMMU's own state and a global invalidation.
+// One vIOMMU's invalidations over the gRPC stream: one session, one stream at a time. Everything
+// not acknowledged is kept and sent again on the next stream; what the hypervisor no longer knows
+// is rebuilt from the vIOMMU's own state and a global invalidation.
 #ifndef VIOMMU_GUEST_SVC_REMOTE_SINK_H_
 #define VIOMMU_GUEST_SVC_REMOTE_SINK_H_
 
@@ -31,6 +31,7 @@ struct RemoteSinkOptions {
   std::string hypervisor;  // for messages to people
   vtd::Capabilities caps;
   int haw_bits = 39;
+  uint64_t dirty_log_base = 0;  // guest-physical, 0: no log of table writes
   std::string strategy;  // empty: the hypervisor's
   std::string verify;    // empty: the hypervisor's
   // False: a broken stream ends the session (a run on the virtual clock cannot go on after it).

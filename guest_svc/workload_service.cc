@@ -24,7 +24,7 @@ constexpr uint64_t kTableBytes = uint64_t{64} << 20;
 constexpr uint64_t kTableBytesPerLivePage = 16;
 constexpr uint64_t kMaxLivePages = uint64_t{1} << 26;  // 256 GiB of mappings
 constexpr uint64_t kMaxOps = uint64_t{1} << 32;
-constexpr uint64_t kSpareBytes = uint64_t{2} << 20;    // below the buffers, and rounding
+constexpr uint64_t kSpareBytes = uint64_t{2} << 20;  // below the buffers, and rounding
 // Descriptor words of one message: 1 MiB.
 constexpr int kDescriptorWords = 1 << 17;
 constexpr std::chrono::milliseconds kProgressInterval{200};
@@ -83,8 +83,8 @@ absl::Status AppendTrace(const v1::TraceChunk& chunk, uint64_t max_ops, std::vec
         chunk.cpu(i) >= kMaxVcpus || chunk.source_id(i) > 0xffff || chunk.flags(i) > 31 ||
         chunk.size_bytes(i) > ~chunk.guest_pa(i) || chunk.size_bytes(i) > ~chunk.iova(i) ||
         chunk.time_ns(i) < last_time) {
-      return errors::Invalid(absl::StrCat("operation ", ops->size(),
-                                          " of the trace is out of range or out of order"));
+      return errors::Invalid(
+          absl::StrCat("operation ", ops->size(), " of the trace is out of range or out of order"));
     }
     const uint32_t flags = chunk.flags(i);
     LoadOp& op = ops->emplace_back();
@@ -142,9 +142,9 @@ absl::StatusOr<GuestConfig> RunConfig(const v1::WorkloadSpec& spec, const GuestC
   config.table_region_bytes =
       AlignUp(kTableBytes + spec.live_pages() * kTableBytesPerLivePage, kPageSize);
   // Every resident page is a guest page of its own.
-  config.ram_bytes = AlignUp(std::max(source.ram_bytes(), spec.live_pages() * kPageSize),
-                             kPageSize) +
-                     kSpareBytes + config.table_region_bytes;
+  config.ram_bytes =
+      AlignUp(std::max(source.ram_bytes(), spec.live_pages() * kPageSize), kPageSize) +
+      kSpareBytes + config.table_region_bytes;
   if (absl::Status status = CheckConfig(config); !status.ok()) return status;
   return config;
 }
@@ -166,7 +166,8 @@ absl::Status WorkloadService::Run(grpc::ServerContext& context, Stream& stream) 
       return s;
     }
   }
-  if (spec.vcpus() > kMaxVcpus) return errors::Invalid(absl::StrCat("at most ", kMaxVcpus, " vcpus"));
+  if (spec.vcpus() > kMaxVcpus)
+    return errors::Invalid(absl::StrCat("at most ", kMaxVcpus, " vcpus"));
   if (spec.workload() == kTraceName) {
     if (ops.empty()) return errors::Invalid("the trace has no operations");
     uint32_t cpus = 0;
@@ -182,8 +183,7 @@ absl::Status WorkloadService::Run(grpc::ServerContext& context, Stream& stream) 
   if (spec.op_count() > kMaxOps) return errors::Invalid("op_count is at most 2^32");
   if (spec.op_count() != 0) params.ops = spec.op_count();
   if (spec.vcpus() != 0) params.vcpus = spec.vcpus();
-  const absl::StatusOr<std::unique_ptr<LoadSource>> source =
-      MakeWorkload(spec.workload(), params);
+  const absl::StatusOr<std::unique_ptr<LoadSource>> source = MakeWorkload(spec.workload(), params);
   if (!source.ok()) return source.status();
   return RunSpec(context, stream, spec, **source);
 }
@@ -202,8 +202,8 @@ absl::Status WorkloadService::RunSpec(grpc::ServerContext& context, Stream& stre
   sink_options.hypervisor = options_.hypervisor;
   sink_options.caps = GuestCapabilities(*config, 0);
   sink_options.haw_bits = config->address_width;
-  sink_options.strategy =
-      spec.strategy().empty() ? options_.hypervisor_strategy : spec.strategy();
+  sink_options.dirty_log_base = DirtyLogBase(*config).value();
+  sink_options.strategy = spec.strategy().empty() ? options_.hypervisor_strategy : spec.strategy();
   sink_options.verify = spec.verify();
   sink_options.recover = false;
   RemoteSink sink(channel_, **memory, metrics_, sink_options);

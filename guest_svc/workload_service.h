@@ -21,8 +21,8 @@
 
 namespace viommu {
 
-// Appends a chunk's operations. InvalidArgument: columns of different lengths, a value out of range.
-// ResourceExhausted: more than `max_ops` in all.
+// Appends a chunk's operations. InvalidArgument: columns of different lengths, a value out of
+// range. ResourceExhausted: more than `max_ops` in all.
 absl::Status AppendTrace(const v1::TraceChunk& chunk, uint64_t max_ops, std::vector<LoadOp>* ops);
 
 // What a run's machine is made of. InvalidArgument names what is wrong with the spec.

@@ -57,8 +57,8 @@ absl::Status FillMappings(GuestSession& session, v1::Session* out) {
         continue;
       }
       if (out->mappings_size() == kMaxMappings) {
-        return WithReason(absl::ResourceExhaustedError(absl::StrCat(
-                              "more than ", kMaxMappings, " separate mappings")),
+        return WithReason(absl::ResourceExhaustedError(
+                              absl::StrCat("more than ", kMaxMappings, " separate mappings")),
                           "TOO_MANY_MAPPINGS");
       }
       last = out->add_mappings();
@@ -150,9 +150,8 @@ grpc::Status DeviceService::Dma(grpc::ServerContext* context, const v1::DmaReque
   if (!session.ok()) return ToGrpcStatus(session.status());
   std::string data = write ? request->write_data() : std::string(request->read_size_bytes(), '\0');
   uint32_t recorded = 0;
-  const absl::StatusOr<DmaResult> result =
-      (*session)->Dma(*sid, Iova(request->iova()), write,
-                      std::as_writable_bytes(std::span<char>(data)), &recorded);
+  const absl::StatusOr<DmaResult> result = (*session)->Dma(
+      *sid, Iova(request->iova()), write, std::as_writable_bytes(std::span<char>(data)), &recorded);
   if (!result.ok()) return ToGrpcStatus(result.status());
   response->set_fault_reason(static_cast<uint32_t>(result->reason));
   response->set_moved_bytes(result->bytes_moved);
@@ -169,10 +168,10 @@ grpc::Status DeviceService::GetSession(grpc::ServerContext* context,
                                        const v1::GetSessionRequest* request,
                                        v1::Session* response) {
   if (request->include_mappings() && !registry_.options().debug_calls) {
-    return ToGrpcStatus(WithReason(
-        absl::PermissionDeniedError(
-            "mappings are shown only by a hypervisor_svc started with --debug_calls"),
-        "DEBUG_CALLS_OFF"));
+    return ToGrpcStatus(
+        WithReason(absl::PermissionDeniedError(
+                       "mappings are shown only by a hypervisor_svc started with --debug_calls"),
+                   "DEBUG_CALLS_OFF"));
   }
   const auto session = registry_.Find(request->session_id(), PeerIdentity(*context));
   if (!session.ok()) return ToGrpcStatus(session.status());

@@ -51,15 +51,14 @@ std::shared_ptr<HypervisorSession> GuestSession::core() {
   return core_;
 }
 
-absl::Status GuestSession::Attach(const v1::OpenSession& open,
-                                  std::shared_ptr<StreamHandle> stream, bool replaces_unknown,
-                                  std::vector<v1::InvalidateResponse>& out) {
+absl::Status GuestSession::Attach(const v1::OpenSession& open, std::shared_ptr<StreamHandle> stream,
+                                  bool replaces_unknown, std::vector<v1::InvalidateResponse>& out) {
   absl::MutexLock lock(&mu_);
   if (open.stream_epoch() <= epoch_) {
-    return WithReason(absl::AbortedError(absl::StrCat("stream epoch ", open.stream_epoch(),
-                                                      " is not above ", epoch_,
-                                                      ", the session's latest")),
-                      "STALE_EPOCH");
+    return WithReason(
+        absl::AbortedError(absl::StrCat("stream epoch ", open.stream_epoch(), " is not above ",
+                                        epoch_, ", the session's latest")),
+        "STALE_EPOCH");
   }
   std::shared_ptr<StreamHandle> older;
   uint64_t completed = 0;
@@ -73,8 +72,8 @@ absl::Status GuestSession::Attach(const v1::OpenSession& open,
   }
   epoch_ = open.stream_epoch();
   if (older != nullptr) {
-    older->End(WithReason(absl::AbortedError("a stream with a higher epoch took the session"),
-                          "FENCED"));
+    older->End(
+        WithReason(absl::AbortedError("a stream with a higher epoch took the session"), "FENCED"));
   }
   if (replaces_unknown) {
     Reset(v1::ResetRequired::REASON_UNKNOWN_SESSION, out);
@@ -261,7 +260,8 @@ void GuestSession::Reset(v1::ResetRequired::Reason reason,
   const std::shared_ptr<HypervisorSession> core = this->core();
   for (const auto& [sid, device_tlb] : devices_) core->RemoveDevice(SourceId(sid)).IgnoreError();
   devices_.clear();
-  core->UpdateRegisters({}).IgnoreError();  // translation off: nothing to look at, nothing to refuse
+  core->UpdateRegisters({})
+      .IgnoreError();  // translation off: nothing to look at, nothing to refuse
   retained_.clear();
   awaiting_replay_ = true;
   counters_.resyncs[reason].fetch_add(1, std::memory_order_relaxed);
@@ -313,8 +313,7 @@ absl::StatusOr<DmaResult> GuestSession::Dma(SourceId sid, Iova iova, bool write,
   return result;
 }
 
-absl::StatusOr<DeviceTranslation> GuestSession::Translate(SourceId sid, Iova iova,
-                                                          Access access) {
+absl::StatusOr<DeviceTranslation> GuestSession::Translate(SourceId sid, Iova iova, Access access) {
   const std::shared_ptr<HypervisorSession> core = this->core();
   if (core == nullptr) return Ended();
   return core->Translate(sid, iova, access);

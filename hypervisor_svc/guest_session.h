@@ -1,5 +1,5 @@
-// One guest vIOMMU's session: the order of its requests, its epochs, what it may still ask again, and
-// the faults of its devices. The work itself is the core's HypervisorSession.
+// One guest vIOMMU's session: the order of its requests, its epochs, what it may still ask again,
+// and the faults of its devices. The work itself is the core's HypervisorSession.
 #ifndef VIOMMU_HYPERVISOR_SVC_GUEST_SESSION_H_
 #define VIOMMU_HYPERVISOR_SVC_GUEST_SESSION_H_
 
@@ -55,7 +55,8 @@ class GuestSession {
 
   // A stream takes the session: an older stream ends with ABORTED. Fills `out` with what the new
   // stream must hear first: completions that the guest may have missed, or a reset
-  // (`replaces_unknown`: the guest asked for a session that is not known here). ABORTED: a stream with this or a higher epoch was here. NotFound: the session ended meanwhile.
+  // (`replaces_unknown`: the guest asked for a session that is not known here). ABORTED: a stream
+  // with this or a higher epoch was here. NotFound: the session ended meanwhile.
   absl::Status Attach(const v1::OpenSession& open, std::shared_ptr<StreamHandle> stream,
                       bool replaces_unknown, std::vector<v1::InvalidateResponse>& out)
       ABSL_LOCKS_EXCLUDED(mu_);

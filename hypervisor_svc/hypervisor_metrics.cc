@@ -43,8 +43,8 @@ std::vector<prometheus::MetricFamily> HypervisorMetrics::Collect() const {
     }
   }
   out.push_back(std::move(sync).Build());
-  out.push_back(CounterFamily("viommu_sync_ptes_read_total",
-                              "Guest table entries read one by one.", Value(now.cost.ptes_read)));
+  out.push_back(CounterFamily("viommu_sync_ptes_read_total", "Guest table entries read one by one.",
+                              Value(now.cost.ptes_read)));
   out.push_back(CounterFamily("viommu_sync_bytes_read_total",
                               "Guest table bytes read, bulk compares included.",
                               Value(now.cost.bytes_read)));
@@ -107,8 +107,8 @@ std::vector<prometheus::MetricFamily> HypervisorMetrics::Collect() const {
     resyncs.Add({{"reason", kResyncNames[reason]}}, Value(counters.resyncs[reason].load()));
   }
   out.push_back(std::move(resyncs).Build());
-  FamilyBuilder seconds("viommu_modelled_seconds_total",
-                        "Counted work priced by --cost_preset.", MetricType::Counter);
+  FamilyBuilder seconds("viommu_modelled_seconds_total", "Counted work priced by --cost_preset.",
+                        MetricType::Counter);
   seconds.Add({{"part", "exit"}}, modelled.exit_ns / kNsPerSecond)
       .Add({{"part", "walk"}}, modelled.walk_ns / kNsPerSecond)
       .Add({{"part", "dma"}}, modelled.dma_ns / kNsPerSecond)

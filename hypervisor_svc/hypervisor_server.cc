@@ -24,8 +24,8 @@ absl::StatusOr<std::unique_ptr<HypervisorServer>> HypervisorServer::Start(
   server->registry_ = std::make_unique<SessionRegistry>(o, std::move(factory));
   server->service_ = std::make_unique<DeviceService>(*server->registry_);
   server->host_->builder().RegisterService(server->service_.get());
-  server->streams_ = std::make_unique<InvalidationService>(
-      *server->registry_, *server->service_, server->host_->builder());
+  server->streams_ = std::make_unique<InvalidationService>(*server->registry_, *server->service_,
+                                                           server->host_->builder());
   if (absl::Status status = server->host_->Start(); !status.ok()) {
     server->down_ = true;
     return status;

@@ -20,8 +20,7 @@ class HypervisorServer {
  public:
   // Serves when it returns. InvalidArgument: bad options; other codes: cannot listen.
   static absl::StatusOr<std::unique_ptr<HypervisorServer>> Start(
-      HypervisorOptions options,
-      SessionRegistry::CoreFactory factory = &HypervisorSession::Create);
+      HypervisorOptions options, SessionRegistry::CoreFactory factory = &HypervisorSession::Create);
   ~HypervisorServer();
 
   ServiceHost& host() { return *host_; }

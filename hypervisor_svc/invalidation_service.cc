@@ -9,8 +9,7 @@
 
 namespace viommu {
 
-InvalidationService::InvalidationService(SessionRegistry& registry,
-                                         AsyncHypervisorService& service,
+InvalidationService::InvalidationService(SessionRegistry& registry, AsyncHypervisorService& service,
                                          grpc::ServerBuilder& builder)
     : registry_(registry), service_(service) {
   absl::MutexLock lock(&mu_);
@@ -43,9 +42,9 @@ void InvalidationService::Accept() {
   {
     absl::MutexLock lock(&mu_);
     if (draining_) return;
-    const auto least = std::min_element(
-        queues_.begin(), queues_.end(),
-        [](const Queue& a, const Queue& b) { return a.streams < b.streams; });
+    const auto least =
+        std::min_element(queues_.begin(), queues_.end(),
+                         [](const Queue& a, const Queue& b) { return a.streams < b.streams; });
     ++least->streams;
     index = static_cast<size_t>(least - queues_.begin());
     chosen = least->queue.get();

@@ -53,8 +53,8 @@ absl::StatusOr<std::unique_ptr<MemoryBroker>> MemoryBroker::Start(std::string pa
   sockaddr_un sun{};
   sun.sun_family = AF_UNIX;
   if (path.empty() || path.size() >= sizeof(sun.sun_path)) {
-    return absl::InvalidArgumentError(absl::StrCat("--memory_socket: '", path,
-                                                   "' is not a usable socket path"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("--memory_socket: '", path, "' is not a usable socket path"));
   }
   std::memcpy(sun.sun_path, path.data(), path.size());
   if (absl::Status status = ClearStaleSocket(path); !status.ok()) return status;
@@ -70,8 +70,8 @@ absl::StatusOr<std::unique_ptr<MemoryBroker>> MemoryBroker::Start(std::string pa
         absl::StrCat("cannot listen on memory socket ", path, ": ", std::strerror(error)));
   }
   const int wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-  auto broker = std::unique_ptr<MemoryBroker>(
-      new MemoryBroker(std::move(path), limits, listener, wake));
+  auto broker =
+      std::unique_ptr<MemoryBroker>(new MemoryBroker(std::move(path), limits, listener, wake));
   broker->thread_ = std::thread([raw = broker.get()] { raw->Serve(); });
   return broker;
 }

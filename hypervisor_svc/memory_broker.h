@@ -1,4 +1,5 @@
-// Hands guests their memory: a sealed memfd and a token for OpenSession (svc_common/memory_channel.h).
+// Hands guests their memory: a sealed memfd and a token for OpenSession
+// (svc_common/memory_channel.h).
 #ifndef VIOMMU_HYPERVISOR_SVC_MEMORY_BROKER_H_
 #define VIOMMU_HYPERVISOR_SVC_MEMORY_BROKER_H_
 

@@ -60,6 +60,7 @@ absl::StatusOr<std::shared_ptr<GuestSession>> SessionRegistry::Make(const v1::Op
   config.guest_caps = {open.guest_cap(), open.guest_ecap()};
   config.guest_haw_bits = static_cast<int>(open.guest_haw_bits());
   config.guest_ram_bytes = open.guest_ram_bytes();
+  config.dirty_log_base = open.dirty_log_base();
   if (open.guest_haw_bits() != 39 && open.guest_haw_bits() != 48) {
     return absl::InvalidArgumentError("guest_haw_bits is 39 or 48");
   }
@@ -202,10 +203,10 @@ absl::StatusOr<std::shared_ptr<GuestSession>> SessionRegistry::Find(const std::s
   for (const std::shared_ptr<GuestSession>& session : sessions_) {
     if (session->info().id == id && session->info().peer_identity == identity) return session;
   }
-  return WithReason(absl::NotFoundError(absl::StrCat(
-                        "no session '", id.substr(0, kMaxIdLength),
-                        "' here (it ended, or the hypervisor was restarted)")),
-                    "UNKNOWN_SESSION");
+  return WithReason(
+      absl::NotFoundError(absl::StrCat("no session '", id.substr(0, kMaxIdLength),
+                                       "' here (it ended, or the hypervisor was restarted)")),
+      "UNKNOWN_SESSION");
 }
 
 std::vector<std::shared_ptr<GuestSession>> SessionRegistry::List(const std::string& identity) {
@@ -234,9 +235,10 @@ void SessionRegistry::ReapUntilStopped() {
     for (const std::shared_ptr<GuestSession>& session : ListAll()) {
       const SteadyTime since = session->progress().disconnected_at;
       if (since == SteadyTime::max() || std::chrono::steady_clock::now() - since < ttl) continue;
-      spdlog::warn("session {}: its guest did not come back within {} ms; devices blocked, memory "
-                   "released",
-                   session->info().id, options_.session_ttl_ms);
+      spdlog::warn(
+          "session {}: its guest did not come back within {} ms; devices blocked, memory "
+          "released",
+          session->info().id, options_.session_ttl_ms);
       Close(session);
     }
   }

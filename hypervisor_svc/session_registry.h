@@ -1,5 +1,5 @@
-// All sessions of this process: who may open and see them, how many there may be, and when one whose
-// guest does not come back is released.
+// All sessions of this process: who may open and see them, how many there may be, and when one
+// whose guest does not come back is released.
 #ifndef VIOMMU_HYPERVISOR_SVC_SESSION_REGISTRY_H_
 #define VIOMMU_HYPERVISOR_SVC_SESSION_REGISTRY_H_
 

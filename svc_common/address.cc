@@ -42,15 +42,15 @@ absl::StatusOr<Address> ParseAddress(const std::string& text) {
     address.unix_path = text.substr(5);
     if (absl::StartsWith(address.unix_path, "///")) address.unix_path.erase(0, 2);
     if (address.unix_path.empty() || address.unix_path.size() > kMaxSocketPath) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "'", text, "': a unix socket path has 1 to ", kMaxSocketPath, " characters"));
+      return absl::InvalidArgumentError(absl::StrCat("'", text, "': a unix socket path has 1 to ",
+                                                     kMaxSocketPath, " characters"));
     }
     return address;
   }
   const size_t colon = text.rfind(':');
   uint32_t port = 0;
-  if (colon == std::string::npos || colon == 0 || !absl::SimpleAtoi(text.substr(colon + 1), &port) ||
-      port > 65535) {
+  if (colon == std::string::npos || colon == 0 ||
+      !absl::SimpleAtoi(text.substr(colon + 1), &port) || port > 65535) {
     return absl::InvalidArgumentError(
         absl::StrCat("'", text, "' is not an address: write unix:PATH or HOST:PORT"));
   }
@@ -67,7 +67,8 @@ absl::Status ClearStaleSocket(const std::string& path) {
   const std::string folder = slash == std::string::npos ? "." : path.substr(0, slash + 1);
   struct stat st {};
   if (stat(folder.c_str(), &st) != 0 || !S_ISDIR(st.st_mode)) {
-    return absl::NotFoundError(absl::StrCat("cannot listen on unix:", path, ": no folder ", folder));
+    return absl::NotFoundError(
+        absl::StrCat("cannot listen on unix:", path, ": no folder ", folder));
   }
   if (access(folder.c_str(), W_OK) != 0) {
     return absl::PermissionDeniedError(
@@ -88,8 +89,8 @@ absl::Status ClearStaleSocket(const std::string& path) {
       connect(fd, reinterpret_cast<sockaddr*>(&sun), sizeof(sun)) == 0 || errno != ECONNREFUSED;
   close(fd);
   if (listener) {
-    return absl::AlreadyExistsError(absl::StrCat("cannot listen on unix:", path,
-                                                 ": address in use, another process listens there"));
+    return absl::AlreadyExistsError(absl::StrCat(
+        "cannot listen on unix:", path, ": address in use, another process listens there"));
   }
   if (unlink(path.c_str()) != 0) {
     return absl::ErrnoToStatus(errno, absl::StrCat("cannot remove the stale socket ", path));

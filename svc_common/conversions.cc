@@ -99,8 +99,7 @@ absl::StatusOr<Access> FromProto(v1::AccessKind kind) {
     case v1::ACCESS_KIND_READ_WRITE:
       return kReadWrite;
     default:
-      return absl::InvalidArgumentError(
-          "access must be ACCESS_KIND_READ, _WRITE or _READ_WRITE");
+      return absl::InvalidArgumentError("access must be ACCESS_KIND_READ, _WRITE or _READ_WRITE");
   }
 }
 
@@ -118,9 +117,8 @@ absl::StatusOr<CostModel> FromProto(const v1::CostPreset& preset) {
     }
     if (constant.name() == kLockSpin) field = &CostModel::lock_spin_ns;
     if (field == nullptr) {
-      return absl::InvalidArgumentError(absl::StrCat("cost preset '", preset.name(),
-                                                     "': unknown constant '", constant.name(),
-                                                     "'"));
+      return absl::InvalidArgumentError(absl::StrCat(
+          "cost preset '", preset.name(), "': unknown constant '", constant.name(), "'"));
     }
     if (!std::isfinite(constant.value_ns()) || constant.value_ns() < 0) {
       return absl::InvalidArgumentError(absl::StrCat("cost preset '", preset.name(), "': '",

@@ -33,9 +33,10 @@ absl::StatusOr<Transport> Choose(const Address& address, const TlsFlags& tls) {
   }
   if (address.is_local()) return Transport::kClear;
   if (!tls.insecure) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        address.ToString(), " can be reached from other machines: give --tls_cert, --tls_key and "
-        "--tls_ca, or --insecure to do without"));
+    return absl::InvalidArgumentError(
+        absl::StrCat(address.ToString(),
+                     " can be reached from other machines: give --tls_cert, --tls_key and "
+                     "--tls_ca, or --insecure to do without"));
   }
   spdlog::warn("--insecure: traffic with {} is neither encrypted nor authenticated",
                address.ToString());

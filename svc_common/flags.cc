@@ -122,8 +122,8 @@ void FlagSet::AddNumber(std::string name, uint32_t* target, uint32_t low, uint32
 }
 
 void FlagSet::AddCustom(std::string name, std::string default_text, Setter set, std::string help) {
-  flags_.push_back({std::move(name), std::move(default_text), std::move(help), false,
-                    std::move(set)});
+  flags_.push_back(
+      {std::move(name), std::move(default_text), std::move(help), false, std::move(set)});
 }
 
 const FlagSet::Flag* FlagSet::Find(const std::string& name) const {

@@ -34,10 +34,8 @@ class FlagSet {
   void AddString(std::string name, std::string* target, std::string help);
   void AddBool(std::string name, bool* target, std::string help);
   // Decimal or 0x hexadecimal, with an optional suffix k, m, g or t (powers of 1024).
-  void AddNumber(std::string name, uint64_t* target, uint64_t low, uint64_t high,
-                 std::string help);
-  void AddNumber(std::string name, uint32_t* target, uint32_t low, uint32_t high,
-                 std::string help);
+  void AddNumber(std::string name, uint64_t* target, uint64_t low, uint64_t high, std::string help);
+  void AddNumber(std::string name, uint32_t* target, uint32_t low, uint32_t high, std::string help);
   // Anything else: `set` checks and stores; its error says what is wrong with the value.
   void AddCustom(std::string name, std::string default_text, Setter set, std::string help);
 

@@ -10,8 +10,8 @@
 namespace viommu {
 
 void InitLogging(const std::string& program) {
-  auto logger = std::make_shared<spdlog::logger>(
-      program, std::make_shared<spdlog::sinks::stderr_sink_mt>());
+  auto logger =
+      std::make_shared<spdlog::logger>(program, std::make_shared<spdlog::sinks::stderr_sink_mt>());
   logger->set_pattern("%Y-%m-%dT%H:%M:%S.%e %n %l %v");
   const char* level = std::getenv("VIOMMU_LOG_LEVEL");
   logger->set_level(level == nullptr ? spdlog::level::info : spdlog::level::from_str(level));

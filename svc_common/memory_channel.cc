@@ -74,8 +74,7 @@ absl::StatusOr<std::unique_ptr<GrantedMemory>> GrantedMemory::Request(
   if (!memory.ok()) return memory.status();
   std::move(close_region).Cancel();  // the memory owns it now
   std::move(close_fd).Cancel();
-  return std::unique_ptr<GrantedMemory>(
-      new GrantedMemory(fd, reply.token, *std::move(memory)));
+  return std::unique_ptr<GrantedMemory>(new GrantedMemory(fd, reply.token, *std::move(memory)));
 }
 
 GrantedMemory::~GrantedMemory() { close(connection_); }

@@ -1,6 +1,6 @@
 // How a guest gets its memory: it asks for a size over a unix socket; the hypervisor makes a sealed
-// memfd and passes it back (SCM_RIGHTS) with a token that OpenSession names. The guest never sends a
-// descriptor or a path.
+// memfd and passes it back (SCM_RIGHTS) with a token that OpenSession names. The guest never sends
+// a descriptor or a path.
 #ifndef VIOMMU_SVC_COMMON_MEMORY_CHANNEL_H_
 #define VIOMMU_SVC_COMMON_MEMORY_CHANNEL_H_
 
@@ -20,9 +20,9 @@ struct MemoryRequest {
   uint64_t size_bytes = 0;
 };
 struct MemoryReply {
-  uint32_t code = 0;      // absl::StatusCode; 0 comes with a descriptor
-  char token[40] = {};    // zero-terminated
-  char message[212] = {}; // zero-terminated
+  uint32_t code = 0;       // absl::StatusCode; 0 comes with a descriptor
+  char token[40] = {};     // zero-terminated
+  char message[212] = {};  // zero-terminated
 };
 
 // A region and the connection that keeps it alive on the hypervisor until a session uses it.

@@ -56,9 +56,8 @@ FamilyBuilder& FamilyBuilder::Add(const MetricLabels& labels, const WallHistogra
 }
 
 prometheus::MetricFamily CounterFamily(std::string name, std::string help, double value) {
-  return std::move(
-             FamilyBuilder(std::move(name), std::move(help), prometheus::MetricType::Counter)
-                 .Add({}, value))
+  return std::move(FamilyBuilder(std::move(name), std::move(help), prometheus::MetricType::Counter)
+                       .Add({}, value))
       .Build();
 }
 

@@ -1,5 +1,5 @@
-// What both services need to expose metrics: an endpoint, a histogram cheap enough for the hot path,
-// and helpers to build families from totals that the core already keeps (mirrored at scrape).
+// What both services need to expose metrics: an endpoint, a histogram cheap enough for the hot
+// path, and helpers to build families from totals that the core already keeps (mirrored at scrape).
 #ifndef VIOMMU_SVC_COMMON_METRICS_H_
 #define VIOMMU_SVC_COMMON_METRICS_H_
 

@@ -33,8 +33,8 @@ std::string BindError(const Address& address) {
   hints.ai_socktype = SOCK_STREAM;
   hints.ai_flags = AI_PASSIVE;
   addrinfo* found = nullptr;
-  const int error = getaddrinfo(address.host.c_str(), absl::StrCat(address.port).c_str(), &hints,
-                                &found);
+  const int error =
+      getaddrinfo(address.host.c_str(), absl::StrCat(address.port).c_str(), &hints, &found);
   if (error != 0) return gai_strerror(error);
   const int fd = socket(found->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
   const int one = 1;
@@ -94,12 +94,6 @@ ServiceHost::~ServiceHost() {
 }
 
 absl::Status ServiceHost::Start() {
-  if (options_.metrics != "off") {
-    absl::StatusOr<std::unique_ptr<MetricsEndpoint>> metrics =
-        MetricsEndpoint::Start(options_.metrics);
-    if (!metrics.ok()) return metrics.status();
-    metrics_ = *std::move(metrics);
-  }
   // The socket file is made by the bind: only its owner may connect.
   const mode_t mask = umask(0077);
   server_ = builder_.BuildAndStart();
@@ -111,6 +105,13 @@ absl::Status ServiceHost::Start() {
                      listen_.is_unix() ? "no permission or a bad path" : BindError(listen_)));
   }
   if (!listen_.is_unix()) listen_.port = static_cast<uint16_t>(bound_port_);
+  // Last: the endpoint's threads take two seconds to end, which no failed bind should wait for.
+  if (options_.metrics != "off") {
+    absl::StatusOr<std::unique_ptr<MetricsEndpoint>> metrics =
+        MetricsEndpoint::Start(options_.metrics);
+    if (!metrics.ok()) return metrics.status();
+    metrics_ = *std::move(metrics);
+  }
   return absl::OkStatus();
 }
 

@@ -123,11 +123,9 @@ TEST_F(RemoteSinkTest, ARestartedHypervisorGetsTheWholeStateAndTheMemory) {
   EXPECT_EQ(Session()->info().id, sink_->state().session_id);
   EXPECT_NE(memory_->token(), token);
   EXPECT_EQ(memory_->Read64(PhysAddr(0x5008)), 0xabcdefu);
-  EXPECT_EQ(hypervisor_->registry()
-                .counters()
-                .resyncs[v1::ResetRequired::REASON_UNKNOWN_SESSION]
-                .load(),
-            1u);
+  EXPECT_EQ(
+      hypervisor_->registry().counters().resyncs[v1::ResetRequired::REASON_UNKNOWN_SESSION].load(),
+      1u);
 }
 
 TEST_F(RemoteSinkTest, ABrokenStreamResumesWithoutAReset) {
@@ -186,8 +184,7 @@ TEST_F(RemoteSinkTest, FaultsOutsideACompletionArriveByThemselves) {
   ASSERT_TRUE(sink_->UpdateRegisters({PhysAddr(0x3000), true}).ok());
   std::byte data[8] = {};
   uint32_t recorded = 0;
-  const auto result =
-      Session()->Dma(MakeSourceId(0, 3, 0), Iova(0x7000), true, data, &recorded);
+  const auto result = Session()->Dma(MakeSourceId(0, 3, 0), Iova(0x7000), true, data, &recorded);
   ASSERT_TRUE(result.ok());
   EXPECT_EQ(result->reason, vtd::FaultReason::kRootNotPresent);  // 7.1.3: an empty root table
   EXPECT_EQ(recorded, 1u);

@@ -88,8 +88,8 @@ class SessionTest : public ::testing::Test {
     auto memory = GrantedMemory::Request(server_->memory_socket(), kRam);
     ASSERT_TRUE(memory.ok()) << memory.status();
     memory_ = *std::move(memory);
-    stub_ = v1::HypervisorService::NewStub(grpc::CreateChannel(
-        options.host.listen, grpc::InsecureChannelCredentials()));
+    stub_ = v1::HypervisorService::NewStub(
+        grpc::CreateChannel(options.host.listen, grpc::InsecureChannelCredentials()));
   }
   void SetUp() override { StartServer(); }
 
@@ -315,9 +315,9 @@ TEST_F(SessionTest, ADeviceThatALimitRefusesIsToldInBand) {
     stream.Send(device);
     const v1::Completion completion = stream.Next().completion();
     EXPECT_EQ(completion.sequence(), i);
-    EXPECT_EQ(completion.status().code(),
-              static_cast<int>(i == 1 ? absl::StatusCode::kOk
-                                      : absl::StatusCode::kResourceExhausted));
+    EXPECT_EQ(
+        completion.status().code(),
+        static_cast<int>(i == 1 ? absl::StatusCode::kOk : absl::StatusCode::kResourceExhausted));
   }
 }
 
@@ -362,15 +362,16 @@ TEST_F(SessionTest, RefusedAtTheDoor) {
   using v1::OpenSession;
   EXPECT_EQ(ErrorReason(refused([](OpenSession& o) { o.set_memory_token("0"); })),
             "UNKNOWN_MEMORY");
-  EXPECT_TRUE(absl::IsInvalidArgument(refused([](OpenSession& o) { o.set_guest_ram_bytes(8192); })));
-  EXPECT_TRUE(absl::IsResourceExhausted(
-      refused([](OpenSession& o) { o.set_guest_ram_bytes(2 * kRam); })));
+  EXPECT_TRUE(
+      absl::IsInvalidArgument(refused([](OpenSession& o) { o.set_guest_ram_bytes(8192); })));
+  EXPECT_TRUE(
+      absl::IsResourceExhausted(refused([](OpenSession& o) { o.set_guest_ram_bytes(2 * kRam); })));
   EXPECT_TRUE(absl::IsPermissionDenied(refused([](OpenSession& o) { o.set_verify("full"); })));
   EXPECT_TRUE(absl::IsInvalidArgument(refused([](OpenSession& o) { o.set_strategy("guess"); })));
   EXPECT_TRUE(absl::IsInvalidArgument(refused([](OpenSession& o) { o.set_guest_haw_bits(57); })));
   EXPECT_TRUE(absl::IsInvalidArgument(refused([](OpenSession& o) { o.set_stream_epoch(0); })));
-  EXPECT_TRUE(absl::IsInvalidArgument(
-      refused([](OpenSession& o) { o.set_guest_instance_id(""); })));
+  EXPECT_TRUE(
+      absl::IsInvalidArgument(refused([](OpenSession& o) { o.set_guest_instance_id(""); })));
   EXPECT_TRUE(server_->registry().ListAll().empty());
   Stream first(*stub_);
   OpenOn(first);

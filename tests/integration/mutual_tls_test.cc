@@ -1,9 +1,9 @@
 // Over TCP with certificates: both sides show one, and a session belongs to its owner's.
 #include <gmock/gmock.h>
+#include <grpcpp/create_channel.h>
 #include <gtest/gtest.h>
 
 #include <cstdlib>
-#include <grpcpp/create_channel.h>
 
 #include "svc_common/conversions.h"
 #include "svc_common/credentials.h"
@@ -29,14 +29,15 @@ class MutualTlsTest : public ::testing::Test {
     Certificate("expired", "ca", -1);
   }
   void Shell(const std::string& command) {
-    ASSERT_EQ(std::system(("cd " + folder_.path() + " && { " + command + "; } > /dev/null 2>&1")
-                              .c_str()),
-              0)
+    ASSERT_EQ(
+        std::system(("cd " + folder_.path() + " && { " + command + "; } > /dev/null 2>&1").c_str()),
+        0)
         << command;
   }
   void Authority(const std::string& name) {
-    Shell("openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1 -subj /CN=" +
-          name + " -keyout " + name + ".key -out " + name + ".pem");
+    Shell(
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1 -subj /CN=" +
+        name + " -keyout " + name + ".key -out " + name + ".pem");
   }
   void Certificate(const std::string& name, const std::string& authority, int days) {
     Shell("echo subjectAltName=DNS:" + name + ",IP:127.0.0.1 > " + name + ".ext");
@@ -67,8 +68,7 @@ class MutualTlsTest : public ::testing::Test {
     grpc::ClientContext context;
     context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(5));
     v1::ListSessionsResponse response;
-    const grpc::Status status =
-        stub->ListSessions(&context, v1::ListSessionsRequest(), &response);
+    const grpc::Status status = stub->ListSessions(&context, v1::ListSessionsRequest(), &response);
     if (!status.ok()) return FromGrpcStatus(status);
     return response;
   }
@@ -98,12 +98,11 @@ TEST_F(MutualTlsTest, OnlyTheRightCertificateServesAndSeesItsSession) {
   ASSERT_TRUE(other.ok()) << other.status();
   EXPECT_EQ(other->sessions_size(), 0);  // another identity's session is not even seen
 
-  EXPECT_TRUE(absl::IsUnavailable(
-      List(address, grpc::InsecureChannelCredentials()).status()));
+  EXPECT_TRUE(absl::IsUnavailable(List(address, grpc::InsecureChannelCredentials()).status()));
   EXPECT_TRUE(absl::IsUnavailable(
       List(address, *MakeChannelCredentials(target, Tls("stranger-guest"))).status()));
-  EXPECT_TRUE(absl::IsUnavailable(
-      List(address, *MakeChannelCredentials(target, Tls("expired"))).status()));
+  EXPECT_TRUE(
+      absl::IsUnavailable(List(address, *MakeChannelCredentials(target, Tls("expired"))).status()));
   // The other way round: a client that trusts another authority does not talk to this server.
   EXPECT_TRUE(absl::IsUnavailable(
       List(address, *MakeChannelCredentials(target, Tls("guest", "stranger"))).status()));

@@ -19,7 +19,7 @@ namespace {
 using ::testing::HasSubstr;
 using ::testing::StartsWith;
 
-constexpr uint32_t kDevice = 0x18;  // 00:03.0
+constexpr uint32_t kDevice = 0x18;                // 00:03.0
 constexpr uint32_t kReadDeniedOrNotMapped = 0x6;  // VT-d 7.1.3: no read permission
 
 bool Eventually(const std::function<bool()>& condition) {
@@ -44,9 +44,8 @@ class ServicesTest : public ::testing::Test {
     ASSERT_THAT(hypervisor_ready_ = hypervisor_process_->Ready(),
                 StartsWith("READY grpc=" + hypervisor_address_ + " metrics=127.0.0.1:"))
         << hypervisor_process_->Log();
-    hypervisor_ = v1::HypervisorService::NewStub(
-        grpc::CreateCustomChannel(hypervisor_address_, grpc::InsecureChannelCredentials(),
-                                  ClientChannelArguments()));
+    hypervisor_ = v1::HypervisorService::NewStub(grpc::CreateCustomChannel(
+        hypervisor_address_, grpc::InsecureChannelCredentials(), ClientChannelArguments()));
   }
   void StartGuest(std::vector<std::string> more = {}) {
     std::vector<std::string> args = {"--listen=" + guest_address_,
@@ -71,7 +70,8 @@ class ServicesTest : public ::testing::Test {
   // A domain with the device in it.
   uint32_t Attach() {
     v1::Domain domain;
-    EXPECT_TRUE(Call(&v1::GuestService::Stub::CreateDomain, v1::CreateDomainRequest(), &domain).ok());
+    EXPECT_TRUE(
+        Call(&v1::GuestService::Stub::CreateDomain, v1::CreateDomainRequest(), &domain).ok());
     v1::AttachDeviceRequest attach;
     attach.set_domain(domain.domain());
     attach.set_source_id(kDevice);
@@ -140,7 +140,7 @@ class ServicesTest : public ::testing::Test {
 };
 
 TEST_F(ServicesTest, StrictBlocksTheDeviceOnceTheUnmapReturned) {
-  StartHypervisor();
+  StartHypervisor({"--debug_calls"});
   StartGuest();
   const uint32_t domain = Attach();
   const auto mapped = Map(domain);
@@ -152,6 +152,28 @@ TEST_F(ServicesTest, StrictBlocksTheDeviceOnceTheUnmapReturned) {
   const auto read = Read(mapped->iova() + 100, 5000);
   ASSERT_TRUE(read.ok());
   EXPECT_EQ(read->read_data(), data);
+
+  v1::TranslateRequest translate;
+  translate.set_session_id(Sessions().sessions(0).session_id());
+  translate.set_source_id(kDevice);
+  translate.set_iova(mapped->iova() + 100);
+  translate.set_access(v1::ACCESS_KIND_READ);
+  v1::TranslateResponse translated;
+  grpc::ClientContext translate_context;
+  ASSERT_TRUE(hypervisor_->Translate(&translate_context, translate, &translated).ok());
+  EXPECT_EQ(translated.fault_reason(), 0u);
+  EXPECT_EQ(translated.guest_pa(), mapped->guest_pa() + 100);
+  v1::GetSessionRequest get;
+  get.set_session_id(translate.session_id());
+  get.set_include_mappings(true);
+  v1::Session session;
+  grpc::ClientContext get_context;
+  ASSERT_TRUE(hypervisor_->GetSession(&get_context, get, &session).ok());
+  ASSERT_EQ(session.mappings_size(), 1);
+  EXPECT_EQ(session.mappings(0).iova(), mapped->iova());
+  EXPECT_EQ(session.mappings(0).iova_end(), mapped->iova() + 8192);
+  EXPECT_EQ(session.mappings(0).guest_pa(), mapped->guest_pa());
+  EXPECT_TRUE(session.mappings(0).read() && session.mappings(0).write());
 
   const auto unmapped = Unmap(domain, *mapped);
   ASSERT_TRUE(unmapped.ok()) << unmapped.status();
@@ -373,8 +395,8 @@ TEST_F(ServicesTest, MetricsAreAsPrometheusWantsThem) {
   StartGuest();
   ASSERT_TRUE(Map(Attach()).ok());
   for (const std::string& ready : {hypervisor_ready_, guest_ready_}) {
-    const std::string command = "curl -sf http://" + ReadyField(ready, "metrics") +
-                                "/metrics | promtool check metrics";
+    const std::string command =
+        "curl -sf http://" + ReadyField(ready, "metrics") + "/metrics | promtool check metrics";
     EXPECT_EQ(std::system(command.c_str()), 0) << ready;
   }
 }

@@ -16,8 +16,8 @@ TEST(ConversionsTest, EveryCountOfASyncCostSurvives) {
   for (uint64_t* field :
        {&cost.descriptors, &cost.table_pages_read, &cost.ptes_read, &cost.bytes_read,
         &cost.leaves_visited, &cost.ptes_changed, &cost.dma_maps, &cost.dma_unmaps,
-        &cost.dma_map_failures, &cost.pages_pinned, &cost.pages_unpinned,
-        &cost.iotlb_invalidations, &cost.shadow_mismatches, &cost.verified_pages}) {
+        &cost.dma_map_failures, &cost.pages_pinned, &cost.pages_unpinned, &cost.iotlb_invalidations,
+        &cost.shadow_mismatches, &cost.verified_pages}) {
     *field = next++;
   }
   // A field added to the struct must be added to the list above, the wire and the conversions.
@@ -26,8 +26,8 @@ TEST(ConversionsTest, EveryCountOfASyncCostSurvives) {
 }
 
 TEST(ConversionsTest, FaultRecordsSurvive) {
-  const vtd::FaultRecord fault{MakeSourceId(1, 2, 3), Iova(0xfffff000), vtd::FaultReason::kReadDenied,
-                               true};
+  const vtd::FaultRecord fault{MakeSourceId(1, 2, 3), Iova(0xfffff000),
+                               vtd::FaultReason::kReadDenied, true};
   EXPECT_EQ(FromProto(ToProto(fault)), fault);
 }
 
