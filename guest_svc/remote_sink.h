@@ -32,8 +32,8 @@ struct RemoteSinkOptions {
   vtd::Capabilities caps;
   int haw_bits = 39;
   uint64_t dirty_log_base = 0;  // guest-physical, 0: no log of table writes
-  std::string strategy;  // empty: the hypervisor's
-  std::string verify;    // empty: the hypervisor's
+  std::string strategy;         // empty: the hypervisor's
+  std::string verify;           // empty: the hypervisor's
   // False: a broken stream ends the session (a run on the virtual clock cannot go on after it).
   bool recover = true;
   absl::Duration call_timeout = absl::Seconds(5);  // of opening, and of register and device updates
