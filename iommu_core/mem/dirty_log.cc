@@ -1,101 +1,98 @@
 #include "iommu_core/mem/dirty_log.h"
 
+#include <algorithm>
 #include <atomic>
 #include <bit>
 
+#include "absl/status/status.h"
 #include "iommu_core/base/errors.h"
 
 namespace viommu {
 namespace {
 
-constexpr uint64_t kGroupPages = 64;
+constexpr uint64_t kLine = 64;
+
+uint64_t PagesOf(uint64_t ram_bytes) { return ram_bytes >> kPageShift; }
+uint64_t GroupsOf(uint64_t ram_bytes) {
+  return (PagesOf(ram_bytes) + kDirtyLogGroupPages - 1) / kDirtyLogGroupPages;
+}
+
+// Calls `visit` for each byte of [first, first + count) that is not zero, having cleared it. `first`
+// starts a cache line, and the bytes up to the next one belong to the same part.
+template <typename Visit>
+void TakeMarks(uint8_t* bytes, uint64_t first, uint64_t count, const Visit& visit) {
+  for (uint64_t at = first; at < first + count; at += sizeof(uint64_t)) {
+    uint64_t word = __atomic_load_n(reinterpret_cast<const uint64_t*>(bytes + at),
+                                    __ATOMIC_RELAXED);
+    while (word != 0) {
+      const auto byte = static_cast<uint64_t>(std::countr_zero(word)) / 8;
+      word &= ~(uint64_t{0xff} << (8 * byte));
+      __atomic_store_n(bytes + at + byte, 0, __ATOMIC_RELAXED);
+      if (at + byte < first + count) visit(at + byte);
+    }
+  }
+}
+
+void Fence() { std::atomic_thread_fence(std::memory_order_seq_cst); }
 
 }  // namespace
 
-absl::Status DirtyLogLayout::Check(uint64_t size_bytes) const {
-  if (!IsAligned(base.value() | ram_bytes, kPageSize)) {
-    return errors::Invalid("a dirty log and the memory it covers begin and end at page boundaries");
-  }
-  if (size_bytes < SizeFor(ram_bytes)) {
-    return errors::Invalid("the dirty log is too small: one byte a page and one a 64-byte line");
-  }
-  if (base.value() >= ram_bytes || size_bytes > ram_bytes - base.value()) {
-    return errors::Invalid("the dirty log lies outside the guest's memory");
-  }
-  return absl::OkStatus();
+uint64_t DirtyLogBytes(uint64_t ram_bytes) {
+  return AlignUp(AlignUp(GroupsOf(ram_bytes), kLine) + AlignUp(PagesOf(ram_bytes), kLine) +
+                     PagesOf(ram_bytes) * kDirtyLogLinesPerPage,
+                 kPageSize);
 }
 
-void DirtyLogCollector::Watch(PhysAddr page) {
-  if (page.value() >= layout_.ram_bytes) return;
-  const uint64_t number = page.value() >> kPageShift;
-  const auto [it, added] = index_.try_emplace(number / kGroupPages, groups_.size());
-  if (added) {
-    groups_.push_back({number / kGroupPages, 0});
-    users_.emplace_back();
+absl::StatusOr<DirtyLogView> DirtyLogView::Create(PhysicalMemory& memory, PhysAddr base,
+                                                  uint64_t ram_bytes) {
+  const uint64_t size = DirtyLogBytes(ram_bytes);
+  if (!IsAligned(base.value(), kPageSize) || size > ram_bytes ||
+      base.value() > ram_bytes - size) {
+    return errors::Invalid("the dirty log lies page-aligned inside guest memory");
   }
-  if (users_[it->second][number % kGroupPages]++ == 0) {
-    groups_[it->second].watched |= uint64_t{1} << (number % kGroupPages);
-  }
-}
-
-void DirtyLogCollector::Unwatch(PhysAddr page) {
-  if (page.value() >= layout_.ram_bytes) return;
-  const uint64_t number = page.value() >> kPageShift;
-  const auto it = index_.find(number / kGroupPages);
-  if (it == index_.end()) return;
-  const size_t place = it->second;
-  uint32_t& users = users_[place][number % kGroupPages];
-  if (users == 0 || --users != 0) return;
-  groups_[place].watched &= ~(uint64_t{1} << (number % kGroupPages));
-  if (groups_[place].watched != 0) return;
-  index_.erase(it);
-  if (place + 1 != groups_.size()) {
-    groups_[place] = groups_.back();
-    users_[place] = users_.back();
-    index_[groups_[place].number] = place;
-  }
-  groups_.pop_back();
-  users_.pop_back();
-}
-
-uint64_t DirtyLogCollector::TakeBytes(PhysAddr at, uint64_t mask) {
-  const uint64_t* page = memory_.PageInPlace(PhysAddr(AlignDown(at.value(), kPageSize)));
-  std::array<uint64_t, 8> words;
-  uint64_t any = 0;
-  for (size_t i = 0; i < words.size(); ++i) {
-    words[i] = page != nullptr
-                   ? __atomic_load_n(page + (at.value() & kPageMask) / 8 + i, __ATOMIC_RELAXED)
-                   : memory_.Read64(at + 8 * i).value_or(0);
-    any |= words[i];
-  }
-  if (any == 0) return 0;
-  uint64_t marked = 0;
-  for (uint64_t word = 0; word < words.size(); ++word) {
-    if (words[word] == 0) continue;
-    for (uint64_t byte = 0; byte < 8; ++byte) {
-      const uint64_t bit = uint64_t{1} << (8 * word + byte);
-      if ((mask & bit) == 0 || ((words[word] >> (8 * byte)) & 0xff) == 0) continue;
-      memory_.Write8(at + 8 * word + byte, 0);
-      marked |= bit;
+  const uint64_t* first = memory.PageInPlace(base);
+  for (uint64_t at = 0; at < size; at += kPageSize) {
+    const uint64_t* page = memory.PageInPlace(base + at);
+    if (page == nullptr || page != first + at / sizeof(uint64_t)) {
+      return absl::FailedPreconditionError("a dirty log needs guest memory that is shared");
     }
   }
-  // What is read next must not be older than the marks that were cleared.
-  if (marked != 0) std::atomic_thread_fence(std::memory_order_seq_cst);
-  return marked;
+  // PageInPlace is const for those who only compare tables; the log is memory both sides write.
+  return DirtyLogView(reinterpret_cast<uint8_t*>(const_cast<uint64_t*>(first)), ram_bytes);
 }
 
-void DirtyLogCollector::Collect(absl::FunctionRef<void(PhysAddr page, uint64_t lines)> visit,
-                                uint64_t& bytes_read) {
-  bytes_read += kGroupPages * groups_.size();
-  for (const Group& group : groups_) {
-    const PhysAddr first(group.number * kGroupPages << kPageShift);
-    uint64_t pages = TakeBytes(layout_.PageByte(first), group.watched);
-    for (; pages != 0; pages &= pages - 1) {
-      const PhysAddr page = first + (static_cast<uint64_t>(std::countr_zero(pages)) << kPageShift);
-      bytes_read += DirtyLogLayout::kLinesPerPage;
-      const uint64_t lines = TakeBytes(layout_.LineByte(page), ~uint64_t{0});
-      if (lines != 0) visit(page, lines);
-    }
+DirtyLogView::DirtyLogView(uint8_t* base, uint64_t ram_bytes)
+    : pages_(PagesOf(ram_bytes)),
+      groups_(GroupsOf(ram_bytes)),
+      group_bytes_(base),
+      page_bytes_(group_bytes_ + AlignUp(groups_, kLine)),
+      line_bytes_(page_bytes_ + AlignUp(pages_, kLine)) {}
+
+void DirtyLogScanner::Collect(absl::FunctionRef<bool(PhysAddr)> wanted,
+                              absl::FunctionRef<void(PhysAddr, uint64_t)> visit) {
+  groups_.clear();
+  TakeMarks(view_.group_bytes_, 0, view_.groups_, [&](uint64_t g) { groups_.push_back(g); });
+  if (groups_.empty()) return;
+  Fence();
+  pages_.clear();
+  for (const uint64_t group : groups_) {
+    const uint64_t first = group * kDirtyLogGroupPages;
+    TakeMarks(view_.page_bytes_, first, std::min(kDirtyLogGroupPages, view_.pages_ - first),
+              [&](uint64_t page) {
+                if (wanted(PhysAddr(page << kPageShift))) pages_.push_back(page);
+              });
+  }
+  if (pages_.empty()) return;
+  Fence();
+  std::vector<uint64_t> lines(pages_.size());
+  for (size_t i = 0; i < pages_.size(); ++i) {
+    const uint64_t first = pages_[i] * kDirtyLogLinesPerPage;
+    TakeMarks(view_.line_bytes_, first, kDirtyLogLinesPerPage,
+              [&](uint64_t line) { lines[i] |= uint64_t{1} << (line - first); });
+  }
+  Fence();  // the last marks are cleared before any entry is read
+  for (size_t i = 0; i < pages_.size(); ++i) {
+    if (lines[i] != 0) visit(PhysAddr(pages_[i] << kPageShift), lines[i]);
   }
 }
 

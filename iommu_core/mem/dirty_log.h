@@ -1,98 +1,87 @@
-// A log of table writes in guest memory: the guest marks, the hypervisor collects. It stands for a
-// para-virtual interface, or for page-modification logging of the pages that hold IO page tables.
+// A log of table writes in guest memory: the guest marks what it wrote, the hypervisor visits only
+// that. A proposal for a para-virtual interface; a hypervisor without the guest's help would fill the
+// same log from write protection or page-modification logging.
+//
+// Layout, from a page-aligned base, for a guest of `ram_bytes`:
+//   one byte for each group of 512 pages, one byte for each page, one byte for each 64-byte line of
+//   each page. Not zero: something there was written since the byte was cleared.
+// Protocol: the writer stores the entry, then the line's byte, the page's, the group's. The scanner
+// clears the bytes it saw, then fences, then reads the level below, and at last the entries. So a
+// write is either seen with its entry or still marked. Each part starts on its own cache line.
 #ifndef VIOMMU_IOMMU_CORE_MEM_DIRTY_LOG_H_
 #define VIOMMU_IOMMU_CORE_MEM_DIRTY_LOG_H_
 
-#include <array>
 #include <cstdint>
 #include <vector>
 
-#include "absl/container/flat_hash_map.h"
 #include "absl/functional/function_ref.h"
-#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "iommu_core/base/types.h"
 #include "iommu_core/mem/physical_memory.h"
 
 namespace viommu {
 
-// One byte per guest page, then one byte per 64-byte line of each page: bytes, since two writers that
-// set bits of one word would need a locked instruction. Not zero means written.
-//
-// No write is lost if the writer stores entry, line byte, page byte in this order, and the collector
-// at each level clears the bytes it saw, then fences, then reads the level below. (A mark before its
-// entry, or no fence, does lose writes.)
-struct DirtyLogLayout {
-  static constexpr uint64_t kLineBytes = 64;
-  static constexpr uint64_t kLinesPerPage = kPageSize / kLineBytes;
+inline constexpr uint64_t kDirtyLogGroupPages = 512;
+inline constexpr uint64_t kDirtyLogLinesPerPage = kPageSize / 64;
 
-  PhysAddr base;           // page-aligned
-  uint64_t ram_bytes = 0;  // pages [0, ram_bytes) are logged
+// Bytes of the log of a guest, whole pages.
+uint64_t DirtyLogBytes(uint64_t ram_bytes);
 
-  // Bytes of a log for `ram_bytes` of memory, whole pages.
-  static constexpr uint64_t SizeFor(uint64_t ram_bytes) {
-    const uint64_t pages = ram_bytes >> kPageShift;
-    return AlignUp(pages, kPageSize) + AlignUp(pages * kLinesPerPage, kPageSize);
-  }
-  // InvalidArgument: not aligned, too small for the memory, or outside it.
-  absl::Status Check(uint64_t size_bytes) const;
+// Where the parts of one log lie in this process. The memory must be in place and contiguous.
+class DirtyLogView {
+ public:
+  // InvalidArgument: the log does not lie page-aligned inside [0, ram_bytes). FailedPrecondition:
+  // this memory has no pages in place (it is not shared).
+  static absl::StatusOr<DirtyLogView> Create(PhysicalMemory& memory, PhysAddr base,
+                                             uint64_t ram_bytes);
 
-  PhysAddr PageByte(PhysAddr page) const { return base + (page.value() >> kPageShift); }
-  PhysAddr LineByte(PhysAddr at) const {
-    return base + AlignUp(ram_bytes >> kPageShift, kPageSize) + at.value() / kLineBytes;
-  }
+ private:
+  friend class DirtyLogWriter;
+  friend class DirtyLogScanner;
+  DirtyLogView(uint8_t* base, uint64_t ram_bytes);
+
+  uint64_t pages_;
+  uint64_t groups_;
+  uint8_t* group_bytes_;
+  uint8_t* page_bytes_;
+  uint8_t* line_bytes_;
 };
 
-// The guest's side.
+// The guest's side. Any number of threads.
 class DirtyLogWriter {
  public:
-  // `memory` outlives the writer.
-  DirtyLogWriter(PhysicalMemory& memory, DirtyLogLayout layout)
-      : memory_(memory), layout_(layout) {}
+  explicit DirtyLogWriter(DirtyLogView view) : view_(view) {}
 
-  // After the store to the entry at `slot`, before the invalidation that covers it.
+  // The 8-byte entry at `slot` was stored. Call it after the store.
   void Mark(PhysAddr slot) {
-    if (slot.value() >= layout_.ram_bytes) return;
-    memory_.Write8(layout_.LineByte(slot), 1);
-    memory_.Write8(layout_.PageByte(slot), 1);
+    const uint64_t page = slot.value() >> kPageShift;
+    if (page >= view_.pages_) return;
+    Set(view_.line_bytes_ + (slot.value() >> 6));
+    Set(view_.page_bytes_ + page);
+    Set(view_.group_bytes_ + page / kDirtyLogGroupPages);
   }
 
  private:
-  PhysicalMemory& memory_;
-  const DirtyLogLayout layout_;
+  static void Set(uint8_t* byte) { __atomic_store_n(byte, 1, __ATOMIC_RELEASE); }
+
+  DirtyLogView view_;
 };
 
-// The hypervisor's side. Only watched pages are looked at; marks of others stay for the time they are
-// watched. Not thread-safe against itself; the guest may mark at any time. What a guest marks falsely
-// or not at all changes what is looked at in its own tables, nothing else.
-class DirtyLogCollector {
+// The hypervisor's side. One thread at a time.
+class DirtyLogScanner {
  public:
-  DirtyLogCollector(PhysicalMemory& memory, DirtyLogLayout layout)
-      : memory_(memory), layout_(layout) {}
+  explicit DirtyLogScanner(DirtyLogView view) : view_(view) {}
 
-  // Counted: a page watched twice is unwatched twice. Pages beyond the log are never reported.
-  void Watch(PhysAddr page);
-  void Unwatch(PhysAddr page);
-
-  // Takes the marks of all watched pages; bit i of `lines` is line i of `page`. The lines' entries
-  // are to be read after this returned. Adds the log bytes that were read to `bytes_read`.
-  void Collect(absl::FunctionRef<void(PhysAddr page, uint64_t lines)> visit, uint64_t& bytes_read);
+  // Takes the marks of all pages for which `wanted` is true, and calls `visit` with the page and its
+  // dirty lines (bit n: bytes [64n, 64n + 64)). Entries read from then on are at least as new as the
+  // marks. Marks of pages not wanted are dropped.
+  void Collect(absl::FunctionRef<bool(PhysAddr page)> wanted,
+               absl::FunctionRef<void(PhysAddr page, uint64_t lines)> visit);
 
  private:
-  // 64 pages: their bytes are one line of the log.
-  struct Group {
-    uint64_t number = 0;   // page number / 64
-    uint64_t watched = 0;  // one bit a page
-  };
-  using Users = std::array<uint32_t, 64>;  // of each page of a group
-
-  // Takes the marks of 64 bytes at `at`; one bit a byte. Bytes outside `mask` are left alone.
-  uint64_t TakeBytes(PhysAddr at, uint64_t mask);
-
-  PhysicalMemory& memory_;
-  const DirtyLogLayout layout_;
-  std::vector<Group> groups_;  // all that a collection without marks looks at
-  std::vector<Users> users_;   // beside groups_
-  absl::flat_hash_map<uint64_t, size_t> index_;  // group number -> place
+  DirtyLogView view_;
+  std::vector<uint64_t> groups_;
+  std::vector<uint64_t> pages_;
 };
 
 }  // namespace viommu
