@@ -96,4 +96,12 @@ void DirtyLogScanner::Collect(absl::FunctionRef<bool(PhysAddr)> wanted,
   }
 }
 
+void DirtyLogScanner::DropLines(PhysAddr page) {
+  const uint64_t number = page.value() >> kPageShift;
+  if (number >= view_.pages_) return;
+  TakeMarks(view_.line_bytes_, number * kDirtyLogLinesPerPage, kDirtyLogLinesPerPage,
+            [](uint64_t) {});
+  Fence();
+}
+
 }  // namespace viommu

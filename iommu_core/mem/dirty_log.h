@@ -74,9 +74,11 @@ class DirtyLogScanner {
 
   // Takes the marks of all pages for which `wanted` is true, and calls `visit` with the page and its
   // dirty lines (bit n: bytes [64n, 64n + 64)). Entries read from then on are at least as new as the
-  // marks. Marks of pages not wanted are dropped.
+  // marks. Of pages not wanted the mark is dropped, their lines stay marked.
   void Collect(absl::FunctionRef<bool(PhysAddr page)> wanted,
                absl::FunctionRef<void(PhysAddr page, uint64_t lines)> visit);
+  // Drops the marks of a page's lines: it is read whole from here on, so older ones say nothing.
+  void DropLines(PhysAddr page);
 
  private:
   DirtyLogView view_;

@@ -19,6 +19,8 @@ class DirtyTableIndex final : public TableIndex {
 
   void Add(TableNode& node) override {
     auto& nodes = pages_[node.guest_table.value()];
+    // Its entries are read after this; a page that another node stands for keeps its marks.
+    if (nodes.empty()) scanner_.DropLines(node.guest_table);
     node.index_slot = static_cast<uint32_t>(nodes.size());
     nodes.push_back(&node);
   }

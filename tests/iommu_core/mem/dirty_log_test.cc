@@ -1,151 +1,120 @@
+// The dirty log: layout, levels, and that no write is lost between writers and the scanner.
 #include "iommu_core/mem/dirty_log.h"
-
-#include <gtest/gtest.h>
 
 #include <atomic>
 #include <map>
 #include <memory>
 #include <thread>
-#include <utility>
 #include <vector>
 
+#include "gtest/gtest.h"
 #include "iommu_core/mem/shared_memory.h"
+#include "iommu_core/mem/sparse_memory.h"
 
 namespace viommu {
 namespace {
 
-constexpr uint64_t kRam = uint64_t{64} << 20;
-constexpr PhysAddr kLogBase{uint64_t{32} << 20};
+constexpr uint64_t kRam = uint64_t{16} << 20;
 
-class DirtyLogTest : public ::testing::Test {
+class DirtyLog : public ::testing::Test {
  protected:
-  using Marks = std::map<uint64_t, uint64_t>;  // page -> lines
+  const std::unique_ptr<SharedMemory> memory_ = *SharedMemory::Create(kRam);
+  const PhysAddr base_{kRam - DirtyLogBytes(kRam)};
+  DirtyLogWriter writer_{*DirtyLogView::Create(*memory_, base_, kRam)};
+  DirtyLogScanner scanner_{*DirtyLogView::Create(*memory_, base_, kRam)};
 
-  Marks Collect() {
-    Marks out;
-    uint64_t bytes = 0;
-    collector_.Collect([&](PhysAddr page, uint64_t lines) { out[page.value()] |= lines; }, bytes);
-    bytes_read_ = bytes;
+  std::map<uint64_t, uint64_t> Collect() {
+    std::map<uint64_t, uint64_t> out;
+    scanner_.Collect([](PhysAddr) { return true; },
+                     [&](PhysAddr page, uint64_t lines) { out[page.value()] |= lines; });
     return out;
   }
-
-  const std::unique_ptr<SharedMemory> memory_ = *SharedMemory::Create(kRam);
-  const DirtyLogLayout layout_{kLogBase, kRam};
-  DirtyLogWriter writer_{*memory_, layout_};
-  DirtyLogCollector collector_{*memory_, layout_};
-  uint64_t bytes_read_ = 0;
 };
 
-TEST_F(DirtyLogTest, TheLogIsOneByteAPageAndOneALine) {
-  // 16,384 pages: 4 pages of page bytes, 1 MiB of line bytes.
-  EXPECT_EQ(DirtyLogLayout::SizeFor(kRam), 4 * kPageSize + (uint64_t{1} << 20));
-  writer_.Mark(PhysAddr(0x5000 + 64 * 7 + 8));
-  EXPECT_EQ(*memory_->Read64(kLogBase), uint64_t{1} << 40) << "byte 5";
-  EXPECT_EQ(*memory_->Read64(kLogBase + 4 * kPageSize + 5 * 64), uint64_t{1} << 56) << "byte 7";
+TEST_F(DirtyLog, HoldsOneByteForEachGroupPageAndLine) {
+  // 4096 pages: 8 groups (one cache line), 4096 page bytes, 4096 x 64 line bytes.
+  EXPECT_EQ(DirtyLogBytes(kRam), AlignUp(64 + 4096 + 4096 * 64, kPageSize));
 }
 
-TEST_F(DirtyLogTest, ALogMustBeAlignedLargeEnoughAndInsideTheMemory) {
-  const uint64_t size = DirtyLogLayout::SizeFor(kRam);
-  EXPECT_TRUE(layout_.Check(size).ok());
-  EXPECT_FALSE(layout_.Check(size - 1).ok());
-  EXPECT_FALSE((DirtyLogLayout{kLogBase + 8, kRam}.Check(size).ok()));
-  EXPECT_FALSE((DirtyLogLayout{PhysAddr(kRam), kRam}.Check(size).ok()));
-  EXPECT_FALSE((DirtyLogLayout{PhysAddr(kRam - kPageSize), kRam}.Check(size).ok()));
-  EXPECT_FALSE((DirtyLogLayout{PhysAddr(~kPageMask), kRam}.Check(size).ok()));
-}
-
-TEST_F(DirtyLogTest, MarksOfWatchedPagesAreTakenOnce) {
-  collector_.Watch(PhysAddr(0x5000));
-  collector_.Watch(PhysAddr(0x2005000));
-  EXPECT_EQ(Collect(), Marks{});
-  EXPECT_EQ(bytes_read_, 2u * 64) << "two groups of 64 pages";
-  writer_.Mark(PhysAddr(0x5000));
+TEST_F(DirtyLog, MarksAreTakenOnce) {
+  EXPECT_TRUE(Collect().empty());
   writer_.Mark(PhysAddr(0x5008));
   writer_.Mark(PhysAddr(0x5ff8));
-  writer_.Mark(PhysAddr(0x2005040));
-  EXPECT_EQ(Collect(), (Marks{{0x5000, 1 | uint64_t{1} << 63}, {0x2005000, 2}}));
-  EXPECT_EQ(Collect(), Marks{});
+  writer_.Mark(PhysAddr(0xabc000));
+  const auto marks = Collect();
+  ASSERT_EQ(marks.size(), 2u);
+  EXPECT_EQ(marks.at(0x5000), 1 | uint64_t{1} << 63);
+  EXPECT_EQ(marks.at(0xabc000), 1u);
+  EXPECT_TRUE(Collect().empty());
 }
 
-TEST_F(DirtyLogTest, MarksOfOtherPagesStayUntilTheyAreWatched) {
-  collector_.Watch(PhysAddr(0x5000));
-  writer_.Mark(PhysAddr(0x6000));  // the same group
-  writer_.Mark(PhysAddr(0x90000));
-  EXPECT_EQ(Collect(), Marks{});
-  collector_.Watch(PhysAddr(0x6000));
-  collector_.Watch(PhysAddr(0x90000));
-  EXPECT_EQ(Collect(), (Marks{{0x6000, 1}, {0x90000, 1}}));
+TEST_F(DirtyLog, PageNotWantedKeepsItsLinesUntilTheyAreDropped) {
+  const auto none = [](PhysAddr) { return false; };
+  const auto fail = [](PhysAddr, uint64_t) { FAIL(); };
+  writer_.Mark(PhysAddr(0x5008));
+  scanner_.Collect(none, fail);
+  EXPECT_TRUE(Collect().empty());
+  writer_.Mark(PhysAddr(0x5048));
+  EXPECT_EQ(Collect().at(0x5000), 3u);
+  writer_.Mark(PhysAddr(0x5008));
+  scanner_.Collect(none, fail);
+  scanner_.DropLines(PhysAddr(0x5000));
+  writer_.Mark(PhysAddr(0x5048));
+  EXPECT_EQ(Collect().at(0x5000), 2u);
 }
 
-TEST_F(DirtyLogTest, WatchesAreCounted) {
-  collector_.Watch(PhysAddr(0x5000));
-  collector_.Watch(PhysAddr(0x5000));
-  collector_.Watch(PhysAddr(0x100000));
-  collector_.Unwatch(PhysAddr(0x5000));
-  writer_.Mark(PhysAddr(0x5000));
-  EXPECT_EQ(Collect(), (Marks{{0x5000, 1}}));
-  collector_.Unwatch(PhysAddr(0x5000));
-  collector_.Unwatch(PhysAddr(0x5000));  // once too often changes nothing
-  writer_.Mark(PhysAddr(0x5000));
-  writer_.Mark(PhysAddr(0x100000));
-  EXPECT_EQ(Collect(), (Marks{{0x100000, 1}}));
-  EXPECT_EQ(bytes_read_, 2u * 64) << "one group, one page's lines";
+TEST_F(DirtyLog, SlotBeyondRamIsIgnored) {
+  writer_.Mark(PhysAddr(kRam + 8));
+  scanner_.DropLines(PhysAddr(kRam));
+  EXPECT_TRUE(Collect().empty());
 }
 
-TEST_F(DirtyLogTest, SlotsBeyondTheMemoryAreIgnoredOnBothSides) {
-  writer_.Mark(PhysAddr(kRam));
-  writer_.Mark(PhysAddr(~uint64_t{7}));
-  collector_.Watch(PhysAddr(kRam));
-  collector_.Unwatch(PhysAddr(kRam));
-  EXPECT_EQ(Collect(), Marks{});
+TEST_F(DirtyLog, MustLieInsideMemoryInPlace) {
+  EXPECT_EQ(DirtyLogView::Create(*memory_, PhysAddr(kRam - kPageSize), kRam).status().code(),
+            absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(DirtyLogView::Create(*memory_, base_ - 8, kRam).status().code(),
+            absl::StatusCode::kInvalidArgument);
+  SparseMemory sparse({{PhysAddr(0), PhysAddr(kRam)}});
+  EXPECT_EQ(DirtyLogView::Create(sparse, base_, kRam).status().code(),
+            absl::StatusCode::kFailedPrecondition);
 }
 
-TEST_F(DirtyLogTest, AMarkBesideOneThatIsTakenIsNotLost) {
-  // Bytes, not bits: clearing one leaves its neighbours in the same word alone.
-  collector_.Watch(PhysAddr(0x5000));
-  writer_.Mark(PhysAddr(0x5000));
-  writer_.Mark(PhysAddr(0x6000));
-  Collect();
-  collector_.Watch(PhysAddr(0x6000));
-  EXPECT_EQ(Collect(), (Marks{{0x6000, 1}}));
-}
-
-TEST_F(DirtyLogTest, NoWriteIsLostWhileTheCollectorRuns) {
-  constexpr uint64_t kPages = 8;
-  constexpr PhysAddr kTables{0x10000};
-  constexpr uint64_t kEntries = kPages * 512;
-  for (uint64_t p = 0; p < kPages; ++p) collector_.Watch(kTables + p * kPageSize);
-  std::atomic<bool> done = false;
-  std::thread guest([&] {
-    uint64_t state = 1;
-    for (uint64_t i = 1; i <= 400'000; ++i) {
-      state = state * 6364136223846793005 + 1442695040888963407;
-      const PhysAddr slot = kTables + 8 * ((state >> 33) % kEntries);
-      memory_->Write64(slot, i);
+TEST_F(DirtyLog, NoWriteIsLostUnderConcurrency) {
+  // Two writers store into their slots; the scanner copies the lines it is told of. Once both have
+  // stopped, one more scan must leave the copy equal.
+  constexpr uint64_t kFirst = 0x100000;
+  constexpr uint64_t kSlots = 512 * 8;
+  std::atomic<int> running{2};
+  const auto write = [&](uint64_t seed) {
+    for (int i = 0; i < 150000; ++i) {
+      seed = seed * 6364136223846793005u + 1442695040888963407u;
+      const PhysAddr slot(kFirst + 8 * ((seed >> 33) % kSlots));
+      memory_->Write64(slot, seed);
       writer_.Mark(slot);
     }
-    done = true;
-  });
-  std::vector<uint64_t> seen(kEntries, 0);
-  const auto collect = [&] {
-    uint64_t bytes = 0;
-    std::vector<std::pair<PhysAddr, uint64_t>> marks;
-    collector_.Collect([&](PhysAddr page, uint64_t lines) { marks.emplace_back(page, lines); },
-                       bytes);
-    for (const auto& [page, lines] : marks) {
-      for (uint64_t line = 0; line < 64; ++line) {
-        if (((lines >> line) & 1) == 0) continue;
-        for (uint64_t i = 8 * line; i < 8 * line + 8; ++i) {
-          seen[(page - kTables) / 8 + i] = *memory_->Read64(page + 8 * i);
-        }
-      }
-    }
+    running.fetch_sub(1);
   };
-  while (!done) collect();
-  guest.join();
-  collect();
-  for (uint64_t i = 0; i < kEntries; ++i) {
-    ASSERT_EQ(seen[i], *memory_->Read64(kTables + 8 * i)) << "entry " << i;
+  std::thread a(write, 1);
+  std::thread b(write, 2);
+  std::vector<uint64_t> copy(kSlots);
+  const auto scan = [&] {
+    scanner_.Collect([](PhysAddr) { return true; },
+                     [&](PhysAddr page, uint64_t lines) {
+                       for (uint64_t line = 0; line < 64; ++line) {
+                         if (((lines >> line) & 1) == 0) continue;
+                         for (uint64_t i = 0; i < 8; ++i) {
+                           const uint64_t at = page.value() + 64 * line + 8 * i;
+                           copy[(at - kFirst) / 8] = *memory_->Read64(PhysAddr(at));
+                         }
+                       }
+                     });
+  };
+  while (running.load() != 0) scan();
+  a.join();
+  b.join();
+  scan();
+  for (uint64_t i = 0; i < kSlots; ++i) {
+    ASSERT_EQ(copy[i], *memory_->Read64(PhysAddr(kFirst + 8 * i))) << i;
   }
 }
 
