@@ -11,6 +11,7 @@
 #include "iommu_core/base/errors.h"
 #include "iommu_core/load/trace_source.h"
 #include "iommu_core/load/workloads.h"
+#include "iommu_core/mem/dirty_log.h"
 #include "svc_common/conversions.h"
 
 namespace viommu {
@@ -145,6 +146,8 @@ absl::StatusOr<GuestConfig> RunConfig(const v1::WorkloadSpec& spec, const GuestC
   config.ram_bytes =
       AlignUp(std::max(source.ram_bytes(), spec.live_pages() * kPageSize), kPageSize) +
       kSpareBytes + config.table_region_bytes;
+  config.ram_bytes =
+      AlignUp(config.ram_bytes + DirtyLogBytes(config.ram_bytes) * 2, uint64_t{1} << 20);
   if (absl::Status status = CheckConfig(config); !status.ok()) return status;
   return config;
 }

@@ -8,9 +8,12 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "iommu_core/base/errors.h"
+#include "iommu_core/mem/dirty_log.h"
 
 namespace viommu {
 namespace {
+
+constexpr uint64_t kMinTableRegion = uint64_t{1} << 20;
 
 template <typename E, size_t N>
 absl::StatusOr<E> Parse(const std::array<std::pair<absl::string_view, E>, N>& names,
@@ -61,6 +64,15 @@ absl::StatusOr<MapSync> ParseMapSync(absl::string_view name) {
 }
 
 absl::StatusOr<HintMode> ParseHintMode(absl::string_view name) { return Parse(kHints, "ih", name); }
+
+uint64_t TableRegionBytes(const GuestConfig& config) {
+  if (config.table_region_bytes != 0) return AlignUp(config.table_region_bytes, kPageSize);
+  return AlignUp(std::max(kMinTableRegion, config.ram_bytes / 16), kPageSize);
+}
+
+PhysAddr DirtyLogBase(const GuestConfig& config) {
+  return PhysAddr(config.ram_bytes - TableRegionBytes(config) - DirtyLogBytes(config.ram_bytes));
+}
 
 vtd::Capabilities GuestCapabilities(const GuestConfig& config, size_t iommu) {
   vtd::Capabilities caps =

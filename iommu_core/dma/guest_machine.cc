@@ -15,13 +15,7 @@ namespace {
 
 // The first MiB of guest memory is left alone, as a PC's is.
 constexpr uint64_t kBuffersFirst = uint64_t{1} << 20;
-constexpr uint64_t kMinTableRegion = uint64_t{1} << 20;
 constexpr uint64_t kMaxSegments = 4096;
-
-uint64_t TableRegionBytes(const GuestConfig& config) {
-  if (config.table_region_bytes != 0) return AlignUp(config.table_region_bytes, kPageSize);
-  return AlignUp(std::max(kMinTableRegion, config.ram_bytes / 16), kPageSize);
-}
 
 }  // namespace
 
@@ -32,7 +26,8 @@ absl::StatusOr<std::unique_ptr<GuestMachine>> GuestMachine::Create(
   if (sinks.size() != config.iommu_caching_mode.size()) {
     return errors::Invalid("one sink for each vIOMMU");
   }
-  if (TableRegionBytes(config) + kBuffersFirst >= config.ram_bytes) {
+  if (TableRegionBytes(config) + DirtyLogBytes(config.ram_bytes) + kBuffersFirst >=
+      config.ram_bytes) {
     return errors::Invalid("ram_bytes leaves no room beside the table region");
   }
   auto machine = std::make_unique<GuestMachineImpl>(config, ram, clock);
@@ -46,12 +41,15 @@ GuestMachineImpl::GuestMachineImpl(const GuestConfig& config, PhysicalMemory& ra
       ram_(ram),
       clock_(clock),
       buffers_first_(GuestPhys(kBuffersFirst)),
-      buffers_end_(GuestPhys(config.ram_bytes - TableRegionBytes(config))),
-      frames_(ram, ToPhys(buffers_end_), PhysAddr(config.ram_bytes)),
+      buffers_end_(ToGuestPhys(DirtyLogBase(config))),
+      frames_(ram, PhysAddr(config.ram_bytes - TableRegionBytes(config)),
+              PhysAddr(config.ram_bytes)),
       policy_(DecidePolicy(config.policy, config.force_lazy, config.iommu_caching_mode)),
       force_lazy_(config.force_lazy),
       vcpu_busy_until_ns_(config.vcpus, 0) {
   free_buffers_[kBuffersFirst] = buffers_end_ - buffers_first_;
+  auto log = DirtyLogView::Create(ram, DirtyLogBase(config), config.ram_bytes);
+  if (log.ok()) dirty_log_.emplace(*log);
 }
 
 absl::Status GuestMachineImpl::BringUp(const std::vector<InvalidationSink*>& sinks) {
@@ -84,6 +82,9 @@ absl::StatusOr<uint32_t> GuestMachineImpl::CreateDomain(int dma_mask_bits) {
                                         units_.front().driver->caps());
   if (!table.ok()) return table.status();
   domain->table = *std::move(table);
+  if (dirty_log_) {
+    domain->table->set_write_hook([this](PhysAddr slot) { dirty_log_->Mark(slot); });
+  }
   domain->iovas =
       std::make_unique<IovaAllocator>(IovaAllocatorOptions{.cpus = config_.vcpus,
                                                            .dma_mask_bits = dma_mask_bits,
@@ -245,7 +246,7 @@ absl::Status GuestMachineImpl::CheckSegments(std::span<const Segment> segments) 
     if (s.size_bytes == 0 || !IsAligned(s.guest_pa.value() | s.size_bytes, kPageSize)) {
       return errors::Invalid("a segment is not whole pages");
     }
-    // The table region is the kernel's: a device must never be given it.
+    // Tables and their log are the kernel's: a device must never be given them.
     if (s.guest_pa.value() >= buffers_end_.value() || s.size_bytes > buffers_end_ - s.guest_pa) {
       return errors::NotRam(ToPhys(s.guest_pa));
     }

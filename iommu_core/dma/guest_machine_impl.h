@@ -16,6 +16,7 @@
 #include "iommu_core/dma/exposure_ledger.h"
 #include "iommu_core/dma/guest_machine.h"
 #include "iommu_core/dma/iommu_driver.h"
+#include "iommu_core/mem/dirty_log.h"
 #include "iommu_core/mem/sparse_memory.h"
 
 namespace viommu {
@@ -135,7 +136,10 @@ class GuestMachineImpl final : public GuestMachine {
   PhysicalMemory& ram_;
   const Clock& clock_;
   const GuestPhys buffers_first_;
-  const GuestPhys buffers_end_;  // the table region follows
+  const GuestPhys buffers_end_;  // log and tables follow
+  // Marked whatever the hypervisor's strategy, which a guest does not know; none where memory is
+  // not in place.
+  std::optional<DirtyLogWriter> dirty_log_;
 
   mutable absl::Mutex mu_;
   SimpleFrameAllocator frames_ ABSL_GUARDED_BY(mu_);

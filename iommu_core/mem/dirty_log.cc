@@ -17,13 +17,13 @@ uint64_t GroupsOf(uint64_t ram_bytes) {
   return (PagesOf(ram_bytes) + kDirtyLogGroupPages - 1) / kDirtyLogGroupPages;
 }
 
-// Calls `visit` for each byte of [first, first + count) that is not zero, having cleared it. `first`
-// starts a cache line, and the bytes up to the next one belong to the same part.
+// Calls `visit` for each byte of [first, first + count) that is not zero, having cleared it.
+// `first` starts a cache line, and the bytes up to the next one belong to the same part.
 template <typename Visit>
 void TakeMarks(uint8_t* bytes, uint64_t first, uint64_t count, const Visit& visit) {
   for (uint64_t at = first; at < first + count; at += sizeof(uint64_t)) {
-    uint64_t word = __atomic_load_n(reinterpret_cast<const uint64_t*>(bytes + at),
-                                    __ATOMIC_RELAXED);
+    uint64_t word =
+        __atomic_load_n(reinterpret_cast<const uint64_t*>(bytes + at), __ATOMIC_RELAXED);
     while (word != 0) {
       const auto byte = static_cast<uint64_t>(std::countr_zero(word)) / 8;
       word &= ~(uint64_t{0xff} << (8 * byte));
@@ -46,8 +46,7 @@ uint64_t DirtyLogBytes(uint64_t ram_bytes) {
 absl::StatusOr<DirtyLogView> DirtyLogView::Create(PhysicalMemory& memory, PhysAddr base,
                                                   uint64_t ram_bytes) {
   const uint64_t size = DirtyLogBytes(ram_bytes);
-  if (!IsAligned(base.value(), kPageSize) || size > ram_bytes ||
-      base.value() > ram_bytes - size) {
+  if (!IsAligned(base.value(), kPageSize) || size > ram_bytes || base.value() > ram_bytes - size) {
     return errors::Invalid("the dirty log lies page-aligned inside guest memory");
   }
   const uint64_t* first = memory.PageInPlace(base);

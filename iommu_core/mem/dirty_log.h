@@ -1,6 +1,6 @@
 // A log of table writes in guest memory: the guest marks what it wrote, the hypervisor visits only
-// that. A proposal for a para-virtual interface; a hypervisor without the guest's help would fill the
-// same log from write protection or page-modification logging.
+// that. A proposal for a para-virtual interface; a hypervisor without the guest's help would fill
+// the same log from write protection or page-modification logging.
 //
 // Layout, from a page-aligned base, for a guest of `ram_bytes`:
 //   one byte for each group of 512 pages, one byte for each page, one byte for each 64-byte line of
@@ -72,9 +72,9 @@ class DirtyLogScanner {
  public:
   explicit DirtyLogScanner(DirtyLogView view) : view_(view) {}
 
-  // Takes the marks of all pages for which `wanted` is true, and calls `visit` with the page and its
-  // dirty lines (bit n: bytes [64n, 64n + 64)). Entries read from then on are at least as new as the
-  // marks. Of pages not wanted the mark is dropped, their lines stay marked.
+  // Takes the marks of all pages for which `wanted` is true, and calls `visit` with the page and
+  // its dirty lines (bit n: bytes [64n, 64n + 64)). Entries read from then on are at least as new
+  // as the marks. Of pages not wanted the mark is dropped, their lines stay marked.
   void Collect(absl::FunctionRef<bool(PhysAddr page)> wanted,
                absl::FunctionRef<void(PhysAddr page, uint64_t lines)> visit);
   // Drops the marks of a page's lines: it is read whole from here on, so older ones say nothing.

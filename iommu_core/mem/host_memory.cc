@@ -17,8 +17,7 @@ absl::StatusOr<std::unique_ptr<HostMemory>> HostMemory::Create(uint64_t capacity
   void* base = mmap(nullptr, capacity_pages << kPageShift, PROT_READ | PROT_WRITE,
                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (base == MAP_FAILED) return absl::ErrnoToStatus(errno, "reserving modelled host memory");
-  return std::unique_ptr<HostMemory>(
-      new HostMemory(static_cast<std::byte*>(base), capacity_pages));
+  return std::unique_ptr<HostMemory>(new HostMemory(static_cast<std::byte*>(base), capacity_pages));
 }
 
 HostMemory::~HostMemory() { munmap(base_, capacity_pages_ << kPageShift); }

@@ -10,9 +10,9 @@
 
 namespace viommu {
 
-// One contiguous reservation [0, capacity) of which only pages that were touched cost memory. Frames
-// are taken in ascending order, freed ones first. Not thread-safe for allocation; entries may be
-// read by another agent (the physical unit) while their owner stores them.
+// One contiguous reservation [0, capacity) of which only pages that were touched cost memory.
+// Frames are taken in ascending order, freed ones first. Not thread-safe for allocation; entries
+// may be read by another agent (the physical unit) while their owner stores them.
 class HostMemory final : public PhysicalMemory, public FrameAllocator {
  public:
   // Reserves `capacity_pages` of address space; nothing of it is committed.
@@ -36,9 +36,7 @@ class HostMemory final : public PhysicalMemory, public FrameAllocator {
   uint64_t allocated() const override { return next_ - free_.size(); }
 
   // The entries of a frame from Allocate, for its owner.
-  uint64_t* Entries(PhysAddr frame) {
-    return reinterpret_cast<uint64_t*>(base_ + frame.value());
-  }
+  uint64_t* Entries(PhysAddr frame) { return reinterpret_cast<uint64_t*>(base_ + frame.value()); }
   const uint64_t* Entries(PhysAddr frame) const {
     return reinterpret_cast<const uint64_t*>(base_ + frame.value());
   }
