@@ -17,8 +17,8 @@ absl::Status PinBudget::Charge(uint64_t page_count) {
 
 absl::Status DmaAccount::Map(uint64_t page_count) {
   ++map_calls_;
-  absl::Status status = entries_ >= entry_limit_ ? errors::EntryLimit(entry_limit_)
-                                                 : pins_.Charge(page_count);
+  absl::Status status =
+      entries_ >= entry_limit_ ? errors::EntryLimit(entry_limit_) : pins_.Charge(page_count);
   if (!status.ok()) {
     ++failed_map_calls_;
     return status;

@@ -1,5 +1,6 @@
 // The host's DMA container: which IOVA ranges are mapped, how many calls that took, what is pinned.
-// Rules of VFIO type1 v2 (Linux drivers/vfio/vfio_iommu_type1.c: vfio_dma_do_map, vfio_dma_do_unmap).
+// Rules of VFIO type1 v2 (Linux drivers/vfio/vfio_iommu_type1.c: vfio_dma_do_map,
+// vfio_dma_do_unmap).
 #ifndef VIOMMU_IOMMU_CORE_HW_DMA_CONTAINER_H_
 #define VIOMMU_IOMMU_CORE_HW_DMA_CONTAINER_H_
 
@@ -78,11 +79,11 @@ class DmaContainer {
 
   DmaContainer(uint64_t entry_limit, PinBudget& pins) : account_(entry_limit, pins) {}
 
-  // InvalidArgument (EINVAL): not whole pages, empty, wrapping, or no access. AlreadyExists (EEXIST):
-  // overlaps a mapping. ResourceExhausted: EntryLimit (ENOSPC), then PinLimit (ENOMEM).
+  // InvalidArgument (EINVAL): not whole pages, empty, wrapping, or no access. AlreadyExists
+  // (EEXIST): overlaps a mapping. ResourceExhausted: EntryLimit (ENOSPC), then PinLimit (ENOMEM).
   absl::Status Map(IovaRange range, GuestPhys guest_pa, Access access);
-  // Removes every mapping inside `range`; nothing there is success. InvalidArgument (EINVAL): an end
-  // of the range would cut a mapping in two; nothing was removed.
+  // Removes every mapping inside `range`; nothing there is success. InvalidArgument (EINVAL): an
+  // end of the range would cut a mapping in two; nothing was removed.
   absl::StatusOr<Unmapped> Unmap(IovaRange range);
 
   // The first mapping that overlaps `range`, or mappings().end().

@@ -36,8 +36,8 @@ class GuestPteRules {
     const uint64_t snoop = uint64_t{1} << 11;
     for (int level = 1; level <= kMaxLevel; ++level) {
       table_reserved_[static_cast<size_t>(level)] = always | snoop;
-      const bool allowed = level == 1 || (level == 2 && caps.large_2m()) ||
-                           (level == 3 && caps.large_1g());
+      const bool allowed =
+          level == 1 || (level == 2 && caps.large_2m()) || (level == 3 && caps.large_1g());
       leaf_reserved_[static_cast<size_t>(level)] =
           !allowed ? ~uint64_t{0}
                    : always | (caps.snoop_control() ? 0 : snoop) |
@@ -49,10 +49,10 @@ class GuestPteRules {
     if ((raw & kPermissionBits) == 0) return EntryKind::kAbsent;
     if (level == 1 || (raw & kPageSizeBit) != 0) {
       return (raw & leaf_reserved_[static_cast<size_t>(level)]) == 0 ? EntryKind::kLeaf
-                                                                    : EntryKind::kAbsent;
+                                                                     : EntryKind::kAbsent;
     }
     return (raw & table_reserved_[static_cast<size_t>(level)]) == 0 ? EntryKind::kTable
-                                                                   : EntryKind::kAbsent;
+                                                                    : EntryKind::kAbsent;
   }
   // Of a kTable or kLeaf entry. A leaf's low address bits are zero: Classify checked it.
   GuestPhys AddressOf(uint64_t raw) const { return GuestPhys(raw & table_mask_); }

@@ -16,13 +16,13 @@ constexpr uint64_t InverseOfOdd(uint64_t a) {
   return x;
 }
 
-// A bijection of the guest's address space onto [kBase, 2 * kBase): granules of the host's page size
-// are scattered, addresses within one stay together. So two guest pages that adjoin do not adjoin in
-// the host unless one host page holds both, and a guest superpage larger than the granule has no
-// host superpage. The permutation itself is a model choice (an odd multiplier, then an XOR).
+// A bijection of the guest's address space onto [kBase, 2 * kBase): granules of the host's page
+// size are scattered, addresses within one stay together. So two guest pages that adjoin do not
+// adjoin in the host unless one host page holds both, and a guest superpage larger than the granule
+// has no host superpage. The permutation itself is a model choice (an odd multiplier, then an XOR).
 class HostMap {
  public:
-  static constexpr int kHostWidth = 52;  // of a host-physical address
+  static constexpr int kHostWidth = 52;                               // of a host-physical address
   static constexpr uint64_t kBase = uint64_t{1} << (kHostWidth - 1);  // above all table memory
 
   HostMap(int guest_width_bits, int granule_shift)

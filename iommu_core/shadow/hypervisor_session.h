@@ -44,12 +44,12 @@ struct SessionConfig {
   uint64_t pin_limit_bytes = ~uint64_t{0};  // per session (RLIMIT_MEMLOCK)
   uint32_t iotlb_entries = 1024;            // of the physical unit
   uint32_t max_devices = 256;
-  uint32_t max_domains = 256;               // shadows alive at once
+  uint32_t max_domains = 256;  // shadows alive at once
   uint64_t max_shadow_table_pages = uint64_t{1} << 20;
   uint64_t max_work_per_invalidation = uint64_t{1} << 26;  // guest entries read
-  uint64_t max_faults_retained = 1024;      // further ones are counted as dropped
-  // Strategy dirty-log: guest-physical base of the guest's log (mem/dirty_log.h). 0: the guest keeps
-  // none, and the strategy works as snapshot does.
+  uint64_t max_faults_retained = 1024;                     // further ones are counted as dropped
+  // Strategy dirty-log: guest-physical base of the guest's log (mem/dirty_log.h). 0: the guest
+  // keeps none, and the strategy works as snapshot does.
   uint64_t dirty_log_base = 0;
   // Called between bounded slices of a long walk so that other sessions get their turn.
   std::function<void()> yield;
@@ -71,21 +71,21 @@ struct DeviceTranslation {
 // Totals since the session began; gauges where said.
 struct SessionStats {
   SyncCost cost;
-  uint64_t live_pages = 0;             // gauge: 4K pages mapped in the shadow, once per shadow
-  uint64_t pinned_pages = 0;           // gauge
+  uint64_t live_pages = 0;    // gauge: 4K pages mapped in the shadow, once per shadow
+  uint64_t pinned_pages = 0;  // gauge
   uint64_t pinned_pages_max = 0;
-  uint64_t shadow_table_pages = 0;     // gauge: physical table pages
-  uint64_t bookkeeping_bytes = 0;      // gauge: records and last-seen copies
-  uint64_t refused_pages = 0;          // gauge: pages waiting to be mapped again after a limit
+  uint64_t shadow_table_pages = 0;  // gauge: physical table pages
+  uint64_t bookkeeping_bytes = 0;   // gauge: records and last-seen copies
+  uint64_t refused_pages = 0;       // gauge: pages waiting to be mapped again after a limit
   uint64_t iotlb_hits = 0;
   uint64_t iotlb_misses = 0;
   uint64_t stale_dma_hits = 0;
-  uint64_t faults[16] = {};            // by reason
+  uint64_t faults[16] = {};  // by reason
   uint64_t faults_dropped = 0;
-  uint64_t work_refused = 0;           // invalidations stopped at max_work_per_invalidation
-  uint64_t shadows_refused = 0;        // devices left blocked at max_domains
-  uint64_t invalidations[4] = {};      // by granularity: 1 global, 2 domain, 3 page
-  bool dirty_log_active = false;       // strategy dirty-log has a log to go by
+  uint64_t work_refused = 0;       // invalidations stopped at max_work_per_invalidation
+  uint64_t shadows_refused = 0;    // devices left blocked at max_domains
+  uint64_t invalidations[4] = {};  // by granularity: 1 global, 2 domain, 3 page
+  bool dirty_log_active = false;   // strategy dirty-log has a log to go by
   uint32_t devices = 0;
   uint32_t domains = 0;
 };

@@ -10,8 +10,8 @@
 
 namespace viommu {
 
-// Ascending and disjoint; adjoining mappings with adjoining targets and the same access are one run,
-// so that two tables of different leaf sizes compare equal where they map alike.
+// Ascending and disjoint; adjoining mappings with adjoining targets and the same access are one
+// run, so that two tables of different leaf sizes compare equal where they map alike.
 class MappingRuns {
  public:
   // Keeps only what lies in `range`.
@@ -32,8 +32,9 @@ struct RunComparison {
   uint64_t compared_pages = 0;  // mapped in either
 };
 
-// Pages of `range` that `shadow` and `reference` map differently. Not compared: pages in `excluded`,
-// and pages on which `reference` differs from `earlier` (the guest changed them meanwhile).
+// Pages of `range` that `shadow` and `reference` map differently. Not compared: pages in
+// `excluded`, and pages on which `reference` differs from `earlier` (the guest changed them
+// meanwhile).
 RunComparison CompareRuns(IovaRange range, const std::vector<LeafMapping>& shadow,
                           const std::vector<LeafMapping>& reference,
                           const std::vector<LeafMapping>& earlier,

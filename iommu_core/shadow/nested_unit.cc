@@ -40,9 +40,8 @@ const uint64_t* NestedMemory::PageInPlace(PhysAddr page) const {
 }
 
 absl::StatusOr<std::unique_ptr<NestedUnit>> NestedUnit::Create(
-    PhysicalMemory& guest, uint64_t ram_bytes, const WalkRules& guest_rules,
-    uint32_t iotlb_entries, const HostMap& map, TablePool& pool, PinBudget& pins,
-    uint64_t dma_entry_limit) {
+    PhysicalMemory& guest, uint64_t ram_bytes, const WalkRules& guest_rules, uint32_t iotlb_entries,
+    const HostMap& map, TablePool& pool, PinBudget& pins, uint64_t dma_entry_limit) {
   if (ram_bytes == 0 || !IsAligned(ram_bytes, kPageSize)) {
     return errors::Invalid("strategy nested pins all guest memory: its size must be known");
   }

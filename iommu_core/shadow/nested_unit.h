@@ -42,13 +42,10 @@ class NestedMemory final : public PhysicalMemory {
 class NestedUnit {
  public:
   // Pins all of the guest's RAM, [0, ram_bytes), in one map call.
-  static absl::StatusOr<std::unique_ptr<NestedUnit>> Create(PhysicalMemory& guest,
-                                                            uint64_t ram_bytes,
-                                                            const WalkRules& guest_rules,
-                                                            uint32_t iotlb_entries,
-                                                            const HostMap& map, TablePool& pool,
-                                                            PinBudget& pins,
-                                                            uint64_t dma_entry_limit);
+  static absl::StatusOr<std::unique_ptr<NestedUnit>> Create(
+      PhysicalMemory& guest, uint64_t ram_bytes, const WalkRules& guest_rules,
+      uint32_t iotlb_entries, const HostMap& map, TablePool& pool, PinBudget& pins,
+      uint64_t dma_entry_limit);
 
   Translator& translator() { return translator_; }
   const Translator& translator() const { return translator_; }

@@ -85,8 +85,8 @@ absl::Status PhysicalUnit::SetContext(SourceId sid, PhysAddr table, int levels,
     memory_.Write64(root_ + 16u * static_cast<uint64_t>(vtd::RootIndex(sid)),
                     vtd::RootEntry::Make(*frame).lo);
   }
-  const auto type = device_tlb ? vtd::TranslationType::kWithDeviceTlb
-                               : vtd::TranslationType::kUntranslatedOnly;
+  const auto type =
+      device_tlb ? vtd::TranslationType::kWithDeviceTlb : vtd::TranslationType::kUntranslatedOnly;
   Replace(sid, *context_table + 16u * static_cast<uint64_t>(vtd::ContextIndex(sid)),
           vtd::ContextEntry::Make(table, levels, host_domain, type), cost);
   return absl::OkStatus();

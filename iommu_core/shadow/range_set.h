@@ -11,8 +11,9 @@
 
 namespace viommu {
 
-// At most `kMaxRanges` ranges: beyond that a new one is joined with the one before it, gap included,
-// so that a guest cannot make the set grow without bound. Looking at too much again does no harm.
+// At most `kMaxRanges` ranges: beyond that a new one is joined with the one before it, gap
+// included, so that a guest cannot make the set grow without bound. Looking at too much again does
+// no harm.
 class RangeSet {
  public:
   static constexpr size_t kMaxRanges = 65536;

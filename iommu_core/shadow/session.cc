@@ -60,16 +60,16 @@ absl::Status SessionImpl::Start() {
   shadow_context_.emplace(ShadowContext{guest_, rules_, map_, pool_, *unit_, pins_,
                                         config_.dma_entry_limit, config_.guest_ram_bytes});
   if (config_.strategy == Strategy::kDirtyLog && config_.dirty_log_base != 0) {
-    auto log = DirtyLogView::Create(guest_, PhysAddr(config_.dirty_log_base),
-                                    config_.guest_ram_bytes);
+    auto log =
+        DirtyLogView::Create(guest_, PhysAddr(config_.dirty_log_base), config_.guest_ram_bytes);
     if (!log.ok()) return log.status();
     dirty_index_ = std::make_unique<DirtyTableIndex>(*log);
     stats_.dirty_log_active = true;
   }
   if (config_.strategy != Strategy::kNested) return absl::OkStatus();
-  auto nested = NestedUnit::Create(guest_, config_.guest_ram_bytes, reference_.rules(),
-                                   config_.iotlb_entries, map_, pool_, pins_,
-                                   config_.dma_entry_limit);
+  auto nested =
+      NestedUnit::Create(guest_, config_.guest_ram_bytes, reference_.rules(), config_.iotlb_entries,
+                         map_, pool_, pins_, config_.dma_entry_limit);
   if (!nested.ok()) return nested.status();
   nested_ = *std::move(nested);
   ++stats_.cost.dma_maps;
@@ -85,8 +85,8 @@ absl::Status SessionImpl::AddDevice(SourceId sid, bool has_device_tlb) {
   if (devices_.size() >= config_.max_devices) {
     return errors::LimitReached("--max_devices", config_.max_devices);
   }
-  Device& device = *devices_.emplace(sid, std::make_unique<Device>(sid, has_device_tlb))
-                        .first->second;
+  Device& device =
+      *devices_.emplace(sid, std::make_unique<Device>(sid, has_device_tlb)).first->second;
   if (nested_ != nullptr || !registers_.translation_enabled) return absl::OkStatus();
   WorkBudget budget(config_.max_work_per_invalidation, config_.yield);
   SyncCost cost;

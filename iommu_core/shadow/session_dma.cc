@@ -24,8 +24,7 @@ SessionImpl::Reach SessionImpl::ReachLocked(Device* device, SourceId sid, Iova i
   }
   const uint64_t offset = iova.value() & kPageMask;
   // A device with a TLB of its own sends what it holds as a translated request.
-  const bool ats = device->has_device_tlb &&
-                   (nested_ != nullptr || device->uses_device_tlb);
+  const bool ats = device->has_device_tlb && (nested_ != nullptr || device->uses_device_tlb);
   if (ats) {
     const auto held = device->tlb.Find(iova);
     if (held && Permits(held->access, wanted)) {
@@ -67,8 +66,8 @@ SessionImpl::Reach SessionImpl::ReachLocked(Device* device, SourceId sid, Iova i
 
 void SessionImpl::RecordFault(SourceId sid, Iova iova, bool write, FaultReason physical) {
   // What the guest's own unit would report of this access, for it is the guest that reads it.
-  const Translation guest = reference_.Translate(registers_.root_table, sid, iova,
-                                                 write ? kWriteOnly : kReadOnly);
+  const Translation guest =
+      reference_.Translate(registers_.root_table, sid, iova, write ? kWriteOnly : kReadOnly);
   const FaultReason reason = guest.reason != FaultReason::kNone ? guest.reason : physical;
   ++stats_.faults[static_cast<size_t>(reason) % std::size(stats_.faults)];
   if (guest.fault_processing_disabled && vtd::QualifiedByFpd(reason)) return;
@@ -103,7 +102,8 @@ DmaResult SessionImpl::DmaLocked(SourceId sid, Iova iova, bool write, std::span<
         const PhysAddr at = ToPhys(reach.guest);
         const bool moved = write ? guest_.WriteBytes(at, data.first(chunk))
                                  : guest_.ReadBytes(at, data.first(chunk));
-        if (!moved) return out;  // no memory there: nobody answers on the bus, no fault of the IOMMU
+        if (!moved)
+          return out;  // no memory there: nobody answers on the bus, no fault of the IOMMU
         out.bytes_moved += chunk;
         data = data.subspan(chunk);
       }

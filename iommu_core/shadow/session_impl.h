@@ -77,8 +77,7 @@ class SessionImpl final : public HypervisorSession {
   };
   using Synced = std::set<const Shadow*>;
 
-  SessionImpl(SessionConfig config, PhysicalMemory& guest,
-              std::unique_ptr<HostMemory> host_memory);
+  SessionImpl(SessionConfig config, PhysicalMemory& guest, std::unique_ptr<HostMemory> host_memory);
   absl::Status Start();
 
   // session_sync.cc
@@ -91,7 +90,8 @@ class SessionImpl final : public HypervisorSession {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void ApplyOne(const vtd::RawDescriptor& raw, const vtd::Descriptor& d, SyncCost& cost)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  // Points the device where the guest's context entry says and syncs that shadow, once per `synced`.
+  // Points the device where the guest's context entry says and syncs that shadow, once per
+  // `synced`.
   void Refresh(Device& device, const GuestContext& context, Synced& synced, SyncRun& run)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Detach(Device& device, SyncCost& cost) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -99,10 +99,8 @@ class SessionImpl final : public HypervisorSession {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::StatusOr<std::unique_ptr<Shadow>> MakeShadow(const GuestTable& table, DomainId host_domain)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  void DropUser(Shadow* shadow, Device& device, SyncCost& cost)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  void SyncShadow(Shadow& shadow, IovaRange range, SyncRun& run)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void DropUser(Shadow* shadow, Device& device, SyncCost& cost) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void SyncShadow(Shadow& shadow, IovaRange range, SyncRun& run) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void RefreshAll(SyncCost& cost) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   // session_dma.cc

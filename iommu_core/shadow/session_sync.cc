@@ -33,13 +33,13 @@ SessionImpl::GuestContext SessionImpl::ReadContext(SourceId sid, SyncCost& cost)
   };
   const int haw = config_.guest_haw_bits;
   // Absent, unreadable or malformed at either level: the device is blocked (3.4.3, 9.1, 9.3).
-  const auto root_words = read(registers_.root_table + 16u * static_cast<uint64_t>(
-                                                                 vtd::RootIndex(sid)));
+  const auto root_words =
+      read(registers_.root_table + 16u * static_cast<uint64_t>(vtd::RootIndex(sid)));
   if (!root_words) return none;
   const vtd::RootEntry root{root_words->first, root_words->second};
   if (!root.present() || root.reserved_lo(haw) != 0 || root.reserved_hi() != 0) return none;
-  const auto words = read(root.context_table(haw) + 16u * static_cast<uint64_t>(
-                                                              vtd::ContextIndex(sid)));
+  const auto words =
+      read(root.context_table(haw) + 16u * static_cast<uint64_t>(vtd::ContextIndex(sid)));
   if (!words) return none;
   const vtd::ContextEntry entry{words->first, words->second};
   if (!entry.present() || entry.reserved_lo(haw) != 0 || entry.reserved_hi() != 0) return none;
@@ -57,8 +57,8 @@ SessionImpl::GuestContext SessionImpl::ReadContext(SourceId sid, SyncCost& cost)
       out.table.kind = GuestTable::Kind::kSecondStage;
       out.table.table = entry.second_stage_table(haw);
       out.table.levels = entry.levels();
-      out.table.end = uint64_t{1} << std::min(entry.width_bits(),
-                                              config_.guest_caps.max_guest_width());
+      out.table.end =
+          uint64_t{1} << std::min(entry.width_bits(), config_.guest_caps.max_guest_width());
       return out;
     case vtd::TranslationType::kPassThrough:
       if (!config_.guest_caps.pass_through()) return none;
@@ -75,8 +75,7 @@ absl::StatusOr<std::unique_ptr<Shadow>> SessionImpl::MakeShadow(const GuestTable
   if (config_.strategy == Strategy::kWalk || config_.strategy == Strategy::kWalkShared) {
     return WalkShadow::Create(*shadow_context_, table, host_domain);
   }
-  return SnapshotShadow::Create(*shadow_context_, table, host_domain, nodes_,
-                                dirty_index_.get());
+  return SnapshotShadow::Create(*shadow_context_, table, host_domain, nodes_, dirty_index_.get());
 }
 
 Shadow* SessionImpl::FindOrMakeShadow(Device& device, const GuestTable& table) {
@@ -142,8 +141,9 @@ void SessionImpl::Refresh(Device& device, const GuestContext& context, Synced& s
   // is never missing.
   if (synced.insert(shadow).second) SyncShadow(*shadow, ShadowTable::kAll, run);
   const bool uses_device_tlb = device.has_device_tlb && context.device_tlb;
-  if (!unit_->SetContext(device.sid, shadow->table().root(), ShadowTable::kLevels,
-                         shadow->host_domain(), uses_device_tlb, run.cost)
+  if (!unit_
+           ->SetContext(device.sid, shadow->table().root(), ShadowTable::kLevels,
+                        shadow->host_domain(), uses_device_tlb, run.cost)
            .ok()) {
     Detach(device, run.cost);
     return;
@@ -195,9 +195,9 @@ void SessionImpl::SyncShadow(Shadow& shadow, IovaRange range, SyncRun& run) {
   excluded.insert(excluded.end(), unlooked.begin(), unlooked.end());
   std::sort(excluded.begin(), excluded.end(),
             [](const IovaRange& a, const IovaRange& b) { return a.first < b.first; });
-  const RunComparison compared = CompareRuns(
-      range, HostRuns(shadow.table().root(), ShadowTable::kLevels, range), *after, *before,
-      excluded);
+  const RunComparison compared =
+      CompareRuns(range, HostRuns(shadow.table().root(), ShadowTable::kLevels, range), *after,
+                  *before, excluded);
   run.cost.shadow_mismatches += compared.differing_pages;
   run.cost.verified_pages += compared.compared_pages;
 }
@@ -210,8 +210,7 @@ void SessionImpl::Invalidate(const vtd::IotlbInvalidate& d, SyncRun& run) {
   if (d.granularity == Granularity::kPageOrDevice) {
     // 6.5.2.3: address bits above MGAW are ignored, and so are the low AM page bits.
     vtd::IotlbInvalidate masked = d;
-    masked.address = Iova(d.address.value() &
-                          BitMask(config_.guest_caps.max_guest_width() - 1, 0));
+    masked.address = Iova(d.address.value() & BitMask(config_.guest_caps.max_guest_width() - 1, 0));
     range = masked.range();
   }
   const auto matches = [&](DomainId other) {
@@ -240,7 +239,8 @@ void SessionImpl::Invalidate(const vtd::IotlbInvalidate& d, SyncRun& run) {
 void SessionImpl::Invalidate(const vtd::ContextCacheInvalidate& d, SyncRun& run) {
   if (!registers_.translation_enabled) return;
   const DomainId did = MaskDomain(d.domain_id);
-  // FM masks the low function bits (6.5.2.1); the domain id of a device-selective one is not needed.
+  // FM masks the low function bits (6.5.2.1); the domain id of a device-selective one is not
+  // needed.
   const auto function_mask = static_cast<uint16_t>(~((1u << d.function_mask) - 1));
   Synced synced;
   for (auto& [sid, device] : devices_) {
@@ -254,8 +254,8 @@ void SessionImpl::Invalidate(const vtd::ContextCacheInvalidate& d, SyncRun& run)
       const bool was = device->guest_table.kind == GuestTable::Kind::kNone
                            ? did == DomainId(0)
                            : device->guest_table.domain_id == did;
-      const bool is = context.table.kind != GuestTable::Kind::kNone &&
-                      context.table.domain_id == did;
+      const bool is =
+          context.table.kind != GuestTable::Kind::kNone && context.table.domain_id == did;
       if (!was && !is) continue;
     }
     Refresh(*device, context, synced, run);

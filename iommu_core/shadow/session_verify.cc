@@ -1,5 +1,5 @@
-// The oracle: shadows compared with the reference walk of pt/walker. What it reads is not counted in
-// the costs, and nothing here is shared with the synchronisation.
+// The oracle: shadows compared with the reference walk of pt/walker. What it reads is not counted
+// in the costs, and nothing here is shared with the synchronisation.
 #include <algorithm>
 
 #include "iommu_core/base/errors.h"
@@ -64,8 +64,7 @@ GuestTable SessionImpl::ReferenceTable(SourceId sid) const {
   out.kind = GuestTable::Kind::kSecondStage;
   out.table = found.entry.second_stage_table(config_.guest_haw_bits);
   out.levels = found.entry.levels();
-  out.end = uint64_t{1} << std::min(found.entry.width_bits(),
-                                    config_.guest_caps.max_guest_width());
+  out.end = uint64_t{1} << std::min(found.entry.width_bits(), config_.guest_caps.max_guest_width());
   return out;
 }
 
@@ -75,7 +74,8 @@ std::vector<LeafMapping> SessionImpl::FlattenLocked(SourceId sid) const {
     const Walker walker(nested_->memory(), reference_.rules());
     MappingRuns runs(ShadowTable::kAll);
     const GuestTable table = ReferenceTable(sid);
-    if (table.kind == GuestTable::Kind::kPassThrough) return *ReferenceRuns(table, ShadowTable::kAll);
+    if (table.kind == GuestTable::Kind::kPassThrough)
+      return *ReferenceRuns(table, ShadowTable::kAll);
     if (table.kind == GuestTable::Kind::kNone) return {};
     walker
         .ForEachLeaf(table.table, table.levels, {Iova(0), Iova(table.end)},
@@ -84,8 +84,8 @@ std::vector<LeafMapping> SessionImpl::FlattenLocked(SourceId sid) const {
                        // What the second table does not hold is not reachable.
                        if (leaf.address.value() >= config_.guest_ram_bytes) return;
                        LeafMapping inside = leaf;
-                       inside.size_bytes = std::min(
-                           leaf.size_bytes, config_.guest_ram_bytes - leaf.address.value());
+                       inside.size_bytes = std::min(leaf.size_bytes,
+                                                    config_.guest_ram_bytes - leaf.address.value());
                        runs.Append(inside);
                      })
         .IgnoreError();

@@ -1,4 +1,5 @@
-// One shadow: what a guest's table lets a device reach, as physical tables, and its synchronisation.
+// One shadow: what a guest's table lets a device reach, as physical tables, and its
+// synchronisation.
 #ifndef VIOMMU_IOMMU_CORE_SHADOW_SHADOW_H_
 #define VIOMMU_IOMMU_CORE_SHADOW_SHADOW_H_
 

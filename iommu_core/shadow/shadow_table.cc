@@ -135,8 +135,8 @@ absl::Status ShadowTable::SetIn(PhysAddr table, int level, uint64_t table_first,
     const uint64_t guest_pa = at + target.guest_pa_minus_iova;
     const bool whole = target.first <= at && at + span <= target.end;
     if (whole && level <= max_leaf_level_ && IsAligned(guest_pa, span)) {
-      const auto leaf = SecondStagePte::Leaf(ToPhys(map_.ToHost(GuestPhys(guest_pa))), level,
-                                             target.access);
+      const auto leaf =
+          SecondStagePte::Leaf(ToPhys(map_.ToHost(GuestPhys(guest_pa))), level, target.access);
       if (leaf.raw == old) continue;
       ++changed;
       Store(table, index, leaf.raw);
@@ -246,8 +246,7 @@ std::optional<ShadowTable::Page> ShadowTable::Lookup(Iova iova) const {
   if (!kAll.Contains(iova)) return std::nullopt;
   PhysAddr table = root_;
   for (int level = kLevels;; --level) {
-    const SecondStagePte pte{
-        Load(pool_.memory().Entries(table) + vtd::LevelIndex(iova, level))};
+    const SecondStagePte pte{Load(pool_.memory().Entries(table) + vtd::LevelIndex(iova, level))};
     if (pte.raw == 0) return std::nullopt;
     if (pte.leaf(level)) {
       const uint64_t offset = iova.value() & (vtd::LevelSize(level) - 1) & ~kPageMask;

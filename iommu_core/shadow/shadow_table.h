@@ -56,10 +56,10 @@ class ShadowTable {
   ShadowTable& operator=(const ShadowTable&) = delete;
 
   // Maps the pages of `range` to guest_pa onwards, with host superpages where the guest's leaf and
-  // the host's granule allow. Pages that are mapped so already are not touched: a superpage is split
-  // by linking a table that holds the same pages, and merged by one store over the pointer. Adds the
-  // leaf entries set, cleared or replaced to `changed`. ResourceExhausted: the cap on table pages;
-  // part of the range may be set.
+  // the host's granule allow. Pages that are mapped so already are not touched: a superpage is
+  // split by linking a table that holds the same pages, and merged by one store over the pointer.
+  // Adds the leaf entries set, cleared or replaced to `changed`. ResourceExhausted: the cap on
+  // table pages; part of the range may be set.
   absl::Status Set(IovaRange range, GuestPhys guest_pa, Access access, uint64_t& changed);
   // Unmaps the pages of `range`. A superpage that it cuts is split; where no table page is left for
   // that, the whole superpage goes.
@@ -89,8 +89,7 @@ class ShadowTable {
   ShadowTable(TablePool& pool, const HostMap& map, PhysAddr root);
   absl::Status SetIn(PhysAddr table, int level, uint64_t table_first, const Target& target,
                      uint64_t& changed);
-  void ClearIn(PhysAddr table, int level, uint64_t table_first, IovaRange range,
-               uint64_t& changed);
+  void ClearIn(PhysAddr table, int level, uint64_t table_first, IovaRange range, uint64_t& changed);
   // A table that maps what `leaf` at `level` maps; not linked yet.
   absl::StatusOr<PhysAddr> SplitTable(uint64_t leaf, int level);
   void Store(PhysAddr table, int index, uint64_t raw);

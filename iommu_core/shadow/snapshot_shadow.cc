@@ -58,13 +58,15 @@ struct SnapshotShadow::Pass {
   bool refused = false;
 };
 
-absl::StatusOr<std::unique_ptr<SnapshotShadow>> SnapshotShadow::Create(
-    const ShadowContext& context, GuestTable guest_table, DomainId host_domain, NodePool& pool,
-    TableIndex* index) {
+absl::StatusOr<std::unique_ptr<SnapshotShadow>> SnapshotShadow::Create(const ShadowContext& context,
+                                                                       GuestTable guest_table,
+                                                                       DomainId host_domain,
+                                                                       NodePool& pool,
+                                                                       TableIndex* index) {
   auto table = ShadowTable::Create(context.pool, context.map);
   if (!table.ok()) return table.status();
-  return std::unique_ptr<SnapshotShadow>(new SnapshotShadow(
-      context, *std::move(table), guest_table, host_domain, pool, index));
+  return std::unique_ptr<SnapshotShadow>(
+      new SnapshotShadow(context, *std::move(table), guest_table, host_domain, pool, index));
 }
 
 SnapshotShadow::SnapshotShadow(const ShadowContext& context, std::unique_ptr<ShadowTable> table,
@@ -91,8 +93,7 @@ std::unique_ptr<TableNode> SnapshotShadow::NewNode(PhysAddr guest_table, uint64_
   node->permissions = static_cast<uint8_t>(permissions);
   node->owner = this;
   if (level > 1) {
-    node->below =
-        std::make_unique<std::array<std::unique_ptr<TableNode>, vtd::kEntriesPerTable>>();
+    node->below = std::make_unique<std::array<std::unique_ptr<TableNode>, vtd::kEntriesPerTable>>();
   }
   node_bytes_ += sizeof(TableNode) + (level > 1 ? sizeof(*node->below) : 0);
   if (index_ != nullptr) index_->Add(*node);
@@ -279,8 +280,8 @@ Shadow::Halt SnapshotShadow::SyncOneByOne(TableNode& node, int first, int end, b
     pass.next = At(node, slot);
     const size_t i = static_cast<size_t>(slot);
     // IH: the guest says that no table pointer changed (6.5.2.3), so the copy stands for it.
-    const bool hinted = pass.run.leaf_hint && node.level > 1 && !visit_all &&
-                        (*node.below)[i] != nullptr;
+    const bool hinted =
+        pass.run.leaf_hint && node.level > 1 && !visit_all && (*node.below)[i] != nullptr;
     uint64_t now = node.last[i];
     if (!hinted) {
       if (!pass.run.budget.Spend(1)) return Halt::kWorkBound;
@@ -312,7 +313,8 @@ Shadow::Halt SnapshotShadow::SyncInBulk(TableNode& node, const uint64_t* page, i
     Line now;
     LoadLine(page + at, now);
     const bool leaf_table = node.below == nullptr;
-    if (leaf_table && !visit_all && !Differs(now, node.last.data() + at)) [[likely]] continue;
+    if (leaf_table && !visit_all && !Differs(now, node.last.data() + at)) [[likely]]
+      continue;
     for (int i = 0; i < kLineEntries; ++i) {
       const int slot = at + i;
       if (slot < first || slot >= end) continue;
@@ -474,8 +476,7 @@ SnapshotShadow::Dropped SnapshotShadow::Drop(TableNode& node, int slot) {
   return sum;
 }
 
-void SnapshotShadow::DropRange(TableNode& node, IovaRange range, Dropped& sum,
-                               IovaRange& hull) {
+void SnapshotShadow::DropRange(TableNode& node, IovaRange range, Dropped& sum, IovaRange& hull) {
   for (int slot = 0; slot < vtd::kEntriesPerTable; ++slot) {
     const IovaRange span = SpanAt(node, slot);
     if (!span.Overlaps(range)) continue;

@@ -1,5 +1,6 @@
-// The strategies `snapshot` and `dirty-log`: a last-seen copy of each guest table page. What differs
-// from the copy is visited, nothing else; the copies and the physical tables are the only record.
+// The strategies `snapshot` and `dirty-log`: a last-seen copy of each guest table page. What
+// differs from the copy is visited, nothing else; the copies and the physical tables are the only
+// record.
 #ifndef VIOMMU_IOMMU_CORE_SHADOW_SNAPSHOT_SHADOW_H_
 #define VIOMMU_IOMMU_CORE_SHADOW_SNAPSHOT_SHADOW_H_
 
@@ -52,8 +53,7 @@ class SnapshotShadow final : public Shadow {
   static absl::StatusOr<std::unique_ptr<SnapshotShadow>> Create(const ShadowContext& context,
                                                                 GuestTable guest_table,
                                                                 DomainId host_domain,
-                                                                NodePool& pool,
-                                                                TableIndex* index);
+                                                                NodePool& pool, TableIndex* index);
   ~SnapshotShadow() override;
 
   const DmaAccount& account() const override { return account_; }

@@ -1,5 +1,5 @@
-// Where each guest table page stands in the shadows of a session, so that a dirty log's page leads to
-// the copies it concerns.
+// Where each guest table page stands in the shadows of a session, so that a dirty log's page leads
+// to the copies it concerns.
 #ifndef VIOMMU_IOMMU_CORE_SHADOW_TABLE_INDEX_H_
 #define VIOMMU_IOMMU_CORE_SHADOW_TABLE_INDEX_H_
 

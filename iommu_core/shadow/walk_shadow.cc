@@ -24,8 +24,8 @@ struct WalkShadow::Pass {
   IovaRange range;
   const bool stop_at_refusal;
   SyncRun& run;
-  uint64_t next;          // addresses below were looked at
-  uint64_t gap_end = 0;   // no record starts in [next, gap_end)
+  uint64_t next;         // addresses below were looked at
+  uint64_t gap_end = 0;  // no record starts in [next, gap_end)
   // Records here are gone while their pages may still stand in the table, until the pass gets there
   // (a superpage that the guest split).
   IovaRange residue;
@@ -120,8 +120,8 @@ Shadow::Halt WalkShadow::WalkTable(PhysAddr table, int level, uint64_t table_fir
       halt = OnHole(MakeRange(Iova(at), span), pass);
     } else if (kind == EntryKind::kLeaf) {
       ++cost.leaves_visited;
-      halt = OnLeaf(MakeRange(Iova(at), span), context_.rules.AddressOf(entry),
-                    ToAccess(effective), pass);
+      halt = OnLeaf(MakeRange(Iova(at), span), context_.rules.AddressOf(entry), ToAccess(effective),
+                    pass);
     } else {
       halt = WalkTable(ToPhys(context_.rules.AddressOf(entry)), level - 1, at, effective, pass);
     }

@@ -1,5 +1,5 @@
-// The strategies `walk` and `walk-shared`: read every slot one by one, look each leaf up in a tree of
-// mappings (QEMU vtd_page_walk and its iova tree).
+// The strategies `walk` and `walk-shared`: read every slot one by one, look each leaf up in a tree
+// of mappings (QEMU vtd_page_walk and its iova tree).
 #ifndef VIOMMU_IOMMU_CORE_SHADOW_WALK_SHADOW_H_
 #define VIOMMU_IOMMU_CORE_SHADOW_WALK_SHADOW_H_
 
@@ -35,8 +35,7 @@ class WalkShadow final : public Shadow {
   void ForgetAll(SyncCost& cost) override;
 
   IovaRange CoverRecords(IovaRange range) const;
-  Halt WalkTable(PhysAddr table, int level, uint64_t table_first, uint64_t permissions,
-                 Pass& pass);
+  Halt WalkTable(PhysAddr table, int level, uint64_t table_first, uint64_t permissions, Pass& pass);
   Halt OnLeaf(IovaRange leaf, GuestPhys guest_pa, Access access, Pass& pass);
   Halt OnHole(IovaRange hole, Pass& pass);
   // Everything from `pass.next` on could not be looked at.

@@ -142,9 +142,9 @@ TEST_P(Counts, DirtyLogVisitsOnlyTheLinesThatWereWritten) {
   EXPECT_TRUE(session->stats().dirty_log_active);
   SinkCompletion done = Send(*session, {Dsi(1)});
   EXPECT_EQ(done.cost.ptes_read + done.cost.bytes_read + done.cost.table_pages_read, 0u);
-  guest_.Map(table_, levels(), 7 << 12, kBuffers);       // one line of one table
-  guest_.Map(table_, levels(), 6 << 12, kBuffers);       // the same line
-  guest_.Unmap(table_, levels(), 1199 << 12);            // another table
+  guest_.Map(table_, levels(), 7 << 12, kBuffers);  // one line of one table
+  guest_.Map(table_, levels(), 6 << 12, kBuffers);  // the same line
+  guest_.Unmap(table_, levels(), 1199 << 12);       // another table
   done = Send(*session, {Dsi(1)});
   EXPECT_EQ(done.cost.table_pages_read, 2u);
   EXPECT_EQ(done.cost.bytes_read, 2u * 64u);
@@ -162,7 +162,8 @@ TEST_P(Counts, GuestThatDoesNotMarkHarmsOnlyItsOwnShadow) {
   const PhysAddr slot = guest_.Slot(table_, levels(), Iova(0x5000), 1);
   guest_.memory().Write64(slot, 0);  // no mark
   Send(*session, {Dsi(1)});
-  // Stale, but within its own memory and still pinned; a page-selective invalidation reads the table.
+  // Stale, but within its own memory and still pinned; a page-selective invalidation reads the
+  // table.
   EXPECT_TRUE(session->HostPageForTest(kNic, Iova(0x5000)).access.any());
   EXPECT_EQ(session->stats().pinned_pages, 1u);
   Send(*session, {Psi(1, 0x5000)});
@@ -180,8 +181,7 @@ TEST_P(Counts, DirtyLogWithoutALogWorksAsSnapshotAndSaysSo) {
   ASSERT_TRUE((*session)->UpdateRegisters({guest_.root(), true}).ok());
   ASSERT_TRUE((*session)->AddDevice(kNic, false).ok());
   EXPECT_FALSE((*session)->stats().dirty_log_active);
-  EXPECT_EQ(Send(**session, {Dsi(1)}).cost.bytes_read,
-            static_cast<uint64_t>(levels()) * kPageSize);
+  EXPECT_EQ(Send(**session, {Dsi(1)}).cost.bytes_read, static_cast<uint64_t>(levels()) * kPageSize);
 }
 
 INSTANTIATE_TEST_SUITE_P(Levels, Counts, ::testing::Values(3, 4));

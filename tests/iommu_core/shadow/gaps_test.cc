@@ -1,5 +1,8 @@
 // What QEMU's shadow gets wrong or leaves open, each closed here (the numbers are those of the list
 // in README.md), under every strategy that keeps a shadow.
+#include <algorithm>
+#include <string>
+
 #include "gtest/gtest.h"
 #include "tests/iommu_core/shadow/test_guest.h"
 
@@ -114,11 +117,11 @@ TEST_P(Gaps, MalformedContextEntryBlocksTheDevice) {  // 4
   guest_.Map(table_, 4, 0x5000, kBuffers);
   const vtd::ContextEntry good = vtd::ContextEntry::Make(table_, 4, DomainId(1));
   std::vector<vtd::ContextEntry> bad(5, good);
-  bad[0].lo |= 1 << 5;                            // reserved, 9.3
-  bad[1].hi |= uint64_t{1} << 24;                 // reserved
-  bad[2].hi = (bad[2].hi & ~uint64_t{7}) | 5;     // AW
-  bad[3].lo |= 3 << 2;                            // TT reserved
-  bad[4].lo |= 1 << 2;                            // TT 1 without ECAP.DT
+  bad[0].lo |= 1 << 5;                         // reserved, 9.3
+  bad[1].hi |= uint64_t{1} << 24;              // reserved
+  bad[2].hi = (bad[2].hi & ~uint64_t{7}) | 5;  // AW
+  bad[3].lo |= 3 << 2;                         // TT reserved
+  bad[4].lo |= 1 << 2;                         // TT 1 without ECAP.DT
   for (const vtd::ContextEntry& entry : bad) {
     Attach(kNic, table_);
     ASSERT_TRUE(Reaches(kNic, 0x5000, kBuffers));

@@ -1,5 +1,9 @@
-// Limits that are hit, reported and recovered from; tables that are built to exhaust; an oracle that
-// notices.
+// Limits that are hit, reported and recovered from; tables that are built to exhaust; an oracle
+// that notices.
+#include <algorithm>
+#include <atomic>
+#include <thread>
+
 #include "gtest/gtest.h"
 #include "tests/iommu_core/shadow/test_guest.h"
 
@@ -256,6 +260,29 @@ TEST_P(Limits, SampledOracleStillSeesEverySmallInvalidation) {
   session->CorruptShadowForTest(kNic, Iova(1 << 12));
   // Nothing changed in the guest's tables, so no strategy mends it; the oracle reports it.
   EXPECT_EQ(Send(*session, {Psi(1, 0, 2)}).cost.shadow_mismatches, 1u);
+}
+
+TEST_P(Limits, GuestThatWritesDuringTheSyncEndsRight) {
+  guest_.SetContext(kNic, vtd::ContextEntry::Make(table_, 4, DomainId(1)));
+  SessionConfig config;
+  config.verify = Verify::kOff;
+  auto session = MakeSession(guest_, GetParam(), config);
+  ASSERT_TRUE(session->AddDevice(kNic, false).ok());
+  MapPages(2048);
+  std::atomic<bool> stop{false};
+  std::thread writer([&] {
+    uint64_t seed = 1;
+    while (!stop.load(std::memory_order_relaxed)) {
+      seed = seed * 6364136223846793005u + 1442695040888963407u;
+      const uint64_t page = (seed >> 33) % 2048;
+      guest_.Map(table_, 4, page << 12, kBuffers + (((seed >> 20) % 1024) << 12), (seed >> 50) % 4);
+    }
+  });
+  for (int i = 0; i < 200; ++i) Send(*session, {i % 2 == 0 ? Dsi(1) : Psi(1, 0, 8)});
+  stop = true;
+  writer.join();
+  Send(*session, {Dsi(1)});
+  EXPECT_EQ(session->VerifyAll(), 0u);
 }
 
 INSTANTIATE_TEST_SUITE_P(Strategies, Limits,

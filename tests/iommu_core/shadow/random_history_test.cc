@@ -1,7 +1,7 @@
-// Random guests: tables edited at every level, devices attached, moved and detached, invalidations of
-// every granularity. After each, every page that was invalidated since it last changed is mapped as
-// the reference walk says (VT-d 6.5, caching mode 6.1), under every strategy; and no page that is
-// mapped alike before and after an invalidation was ever missing on the way.
+// Random guests: tables edited at every level, devices attached, moved and detached, invalidations
+// of every granularity. After each, every page that was invalidated since it last changed is mapped
+// as the reference walk says (VT-d 6.5, caching mode 6.1), under every strategy; and no page that
+// is mapped alike before and after an invalidation was ever missing on the way.
 #include <cstdlib>
 #include <map>
 #include <random>
@@ -38,8 +38,8 @@ class History {
     config_.host_page_shift = host_page_shift;
     config_.verify = Verify::kFull;
     config_.dma_entry_limit = uint64_t{1} << 20;
-    for (const Strategy s : {Strategy::kWalk, Strategy::kWalkShared, Strategy::kSnapshot,
-                             Strategy::kDirtyLog}) {
+    for (const Strategy s :
+         {Strategy::kWalk, Strategy::kWalkShared, Strategy::kSnapshot, Strategy::kDirtyLog}) {
       sessions_.push_back(MakeSession(guest_, s, config_));
     }
     for (int i = 0; i < 3; ++i) trees_.push_back(NewTree(static_cast<uint16_t>(i)));
@@ -137,7 +137,8 @@ class History {
         const uint64_t piece = vtd::LevelSize(level - 1);
         for (uint64_t i = 0; i < 512; ++i) {
           if (Chance(100)) continue;
-          guest_.Put(table + 8 * i, ((old & 0xfffffffff003) + piece * i) | (level > 2 ? kLarge : 0));
+          guest_.Put(table + 8 * i,
+                     ((old & 0xfffffffff003) + piece * i) | (level > 2 ? kLarge : 0));
         }
         guest_.Put(slot, vtd::SecondStagePte::Table(table).raw);
         break;
@@ -327,9 +328,8 @@ class History {
         ASSERT_TRUE(have.ok());
         const RunComparison compared =
             CompareRuns({Iova(0), Iova(kLimit)}, *have, want, want, dirty);
-        ASSERT_EQ(compared.differing_pages, 0u)
-            << "step " << step_ << " device " << sid.value() << " session "
-            << (&session - sessions_.data());
+        ASSERT_EQ(compared.differing_pages, 0u) << "step " << step_ << " device " << sid.value()
+                                                << " session " << (&session - sessions_.data());
       }
     }
   }
@@ -354,11 +354,9 @@ TEST_P(RandomHistory, EveryStrategyEndsInTheReferenceFlattening) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Seeds, RandomHistory,
-                         ::testing::Combine(::testing::Values(1, 2, 3),
-                                            ::testing::Values(12, 21)),
+                         ::testing::Combine(::testing::Values(1, 2, 3), ::testing::Values(12, 21)),
                          [](const auto& p) {
-                           return absl::StrFormat("Seed%dHostPageShift%d",
-                                                  std::get<0>(p.param),
+                           return absl::StrFormat("Seed%dHostPageShift%d", std::get<0>(p.param),
                                                   std::get<1>(p.param));
                          });
 

@@ -16,10 +16,10 @@ constexpr uint64_t kBuffers = 0x8000000;
 class SessionDma : public ::testing::TestWithParam<Strategy> {
  protected:
   void Start(SessionConfig config = {}, bool device_tlb = false) {
-    guest_.SetContext(kNic, vtd::ContextEntry::Make(
-                                table_, 4, DomainId(1),
-                                device_tlb ? vtd::TranslationType::kWithDeviceTlb
-                                           : vtd::TranslationType::kUntranslatedOnly));
+    guest_.SetContext(
+        kNic, vtd::ContextEntry::Make(table_, 4, DomainId(1),
+                                      device_tlb ? vtd::TranslationType::kWithDeviceTlb
+                                                 : vtd::TranslationType::kUntranslatedOnly));
     if (device_tlb) config.guest_caps.ecap |= vtd::ecap::Dt::Make(1);
     session_ = MakeSession(guest_, GetParam(), config);
     ASSERT_NE(session_, nullptr);
@@ -31,8 +31,7 @@ class SessionDma : public ::testing::TestWithParam<Strategy> {
     Send(*session_, {Psi(1, iova)});
   }
   bool Touch(uint64_t iova, bool write = false) {
-    return session_->Dma(kNic, Iova(iova), write, {}, /*probe=*/true).reason ==
-           FaultReason::kNone;
+    return session_->Dma(kNic, Iova(iova), write, {}, /*probe=*/true).reason == FaultReason::kNone;
   }
   SinkCompletion TouchAnd(uint64_t iova, std::vector<vtd::RawDescriptor> raw) {
     const std::array<DeviceTouch, 1> touches = {DeviceTouch{kNic, Iova(iova), false}};
@@ -69,8 +68,7 @@ TEST_P(SessionDma, BlockedAccessIsReportedAsTheGuestsUnitWould) {
   Start();
   Map(0x5000, kBuffers, 1);
   std::array<std::byte, 8> data{};
-  EXPECT_EQ(session_->Dma(kNic, Iova(0x5000), true, data, false).reason,
-            FaultReason::kWriteDenied);
+  EXPECT_EQ(session_->Dma(kNic, Iova(0x5000), true, data, false).reason, FaultReason::kWriteDenied);
   EXPECT_NE(session_->Dma(kNic, Iova(0x9000), false, data, false).reason, FaultReason::kNone);
   EXPECT_NE(session_->Dma(kNic, Iova(uint64_t{1} << 50), false, data, false).reason,
             FaultReason::kNone);
@@ -245,8 +243,7 @@ TEST(Nested, ForgottenInvalidationLeavesTheOldTranslation) {
   guest.Unmap(table, 4, 0x5000);
   EXPECT_TRUE(session->Dma(kNic, Iova(0x5000), false, data, false).stale);
   Send(*session, {Psi(1, 0x5000)});
-  EXPECT_EQ(session->Dma(kNic, Iova(0x5000), false, data, false).reason,
-            FaultReason::kReadDenied);
+  EXPECT_EQ(session->Dma(kNic, Iova(0x5000), false, data, false).reason, FaultReason::kReadDenied);
 }
 
 TEST(Nested, TablesOutsideRamCannotBeRead) {
@@ -257,8 +254,7 @@ TEST(Nested, TablesOutsideRamCannotBeRead) {
   ASSERT_TRUE(session->AddDevice(kNic, false).ok());
   guest.Put(guest.Slot(table, 4, Iova(0x5000), 2), (uint64_t{1} << 44) | kRw);
   std::array<std::byte, 8> data{};
-  EXPECT_EQ(session->Dma(kNic, Iova(0x5000), false, data, false).reason,
-            FaultReason::kTableAccess);
+  EXPECT_EQ(session->Dma(kNic, Iova(0x5000), false, data, false).reason, FaultReason::kTableAccess);
   guest.Map(table, 4, 0x40000000, uint64_t{1} << 40);  // nor a page beyond it reached
   EXPECT_NE(session->Dma(kNic, Iova(0x40000000), false, data, false).reason, FaultReason::kNone);
 }

@@ -1,5 +1,5 @@
-// A guest's memory with root, context and second-stage tables, edited entry by entry as a driver (or
-// an attacker) would.
+// A guest's memory with root, context and second-stage tables, edited entry by entry as a driver
+// (or an attacker) would.
 #ifndef VIOMMU_TESTS_IOMMU_CORE_SHADOW_TEST_GUEST_H_
 #define VIOMMU_TESTS_IOMMU_CORE_SHADOW_TEST_GUEST_H_
 
@@ -49,8 +49,8 @@ class TestGuest {
   PhysAddr ContextSlot(SourceId sid) {
     const PhysAddr root_slot = root_ + 16u * static_cast<uint64_t>(vtd::RootIndex(sid));
     if ((Get(root_slot) & 1) == 0) Put(root_slot, vtd::RootEntry::Make(NewPage()).lo);
-    return PhysAddr(Get(root_slot) & ~kPageMask) + 16u * static_cast<uint64_t>(
-                                                             vtd::ContextIndex(sid));
+    return PhysAddr(Get(root_slot) & ~kPageMask) +
+           16u * static_cast<uint64_t>(vtd::ContextIndex(sid));
   }
   void SetContext(SourceId sid, const vtd::ContextEntry& entry) {
     const PhysAddr slot = ContextSlot(sid);
