@@ -4,8 +4,7 @@ namespace viommu {
 
 ModelledCost PriceSync(const CostModel& model, const SyncCost& cost) {
   ModelledCost price;
-  price.exit_ns =
-      model.submission_ns + static_cast<double>(cost.descriptors) * model.descriptor_ns;
+  price.exit_ns = model.submission_ns + static_cast<double>(cost.descriptors) * model.descriptor_ns;
   // Entries read one by one are 8 bytes each; what is left of bytes_read was read in bulk.
   const uint64_t one_by_one = cost.ptes_read * sizeof(uint64_t);
   const uint64_t bulk_bytes = cost.bytes_read > one_by_one ? cost.bytes_read - one_by_one : 0;

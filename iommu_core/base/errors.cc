@@ -29,9 +29,9 @@ absl::Status WouldSplit(IovaRange range) {
   return absl::InvalidArgumentError(absl::StrCat(Text(range), " would cut a mapping in two"));
 }
 absl::Status EntryLimit(uint64_t limit) {
-  return absl::ResourceExhaustedError(absl::StrCat(
-      "no space left: the DMA container holds its limit of ", limit,
-      " entries (--dma_entry_limit)"));
+  return absl::ResourceExhaustedError(
+      absl::StrCat("no space left: the DMA container holds its limit of ", limit,
+                   " entries (--dma_entry_limit)"));
 }
 absl::Status PinLimit(uint64_t limit_bytes) {
   return absl::ResourceExhaustedError(absl::StrCat(
@@ -41,8 +41,7 @@ absl::Status LimitReached(absl::string_view flag, uint64_t limit) {
   return absl::ResourceExhaustedError(absl::StrCat("limit of ", limit, " reached (", flag, ")"));
 }
 absl::Status IovaExhausted(uint64_t size_bytes) {
-  return absl::ResourceExhaustedError(
-      absl::StrCat("no free IOVA range of ", size_bytes, " bytes"));
+  return absl::ResourceExhaustedError(absl::StrCat("no free IOVA range of ", size_bytes, " bytes"));
 }
 absl::Status OutOfFrames() {
   return absl::ResourceExhaustedError("no free frame for a table page (raise --ram_bytes)");

@@ -8,20 +8,20 @@
 namespace viommu {
 
 struct SyncCost {
-  uint64_t descriptors = 0;         // descriptors consumed, waits included
-  uint64_t table_pages_read = 0;    // visits to a root, context or page-table page
-  uint64_t ptes_read = 0;           // 8-byte guest entries looked at one by one (root/context too)
-  uint64_t bytes_read = 0;          // all guest table bytes read, bulk compares included
-  uint64_t leaves_visited = 0;      // present leaf entries looked up in the record of mappings
-  uint64_t ptes_changed = 0;        // shadow leaf entries set, cleared or replaced
-  uint64_t dma_maps = 0;            // DMA container map calls, failed ones included
-  uint64_t dma_unmaps = 0;          // DMA container unmap calls
-  uint64_t dma_map_failures = 0;    // of those maps, refused (entry limit, pin limit)
-  uint64_t pages_pinned = 0;        // 4K pages pinned by those maps
-  uint64_t pages_unpinned = 0;      // 4K pages released
-  uint64_t iotlb_invalidations = 0; // descriptors submitted to the physical IOMMU's own queue
-  uint64_t shadow_mismatches = 0;   // pages on which shadow and reference walk differ
-  uint64_t verified_pages = 0;      // pages the oracle compared
+  uint64_t descriptors = 0;          // descriptors consumed, waits included
+  uint64_t table_pages_read = 0;     // visits to a root, context or page-table page
+  uint64_t ptes_read = 0;            // 8-byte guest entries looked at one by one (root/context too)
+  uint64_t bytes_read = 0;           // all guest table bytes read, bulk compares included
+  uint64_t leaves_visited = 0;       // present leaf entries looked up in the record of mappings
+  uint64_t ptes_changed = 0;         // shadow leaf entries set, cleared or replaced
+  uint64_t dma_maps = 0;             // DMA container map calls, failed ones included
+  uint64_t dma_unmaps = 0;           // DMA container unmap calls
+  uint64_t dma_map_failures = 0;     // of those maps, refused (entry limit, pin limit)
+  uint64_t pages_pinned = 0;         // 4K pages pinned by those maps
+  uint64_t pages_unpinned = 0;       // 4K pages released
+  uint64_t iotlb_invalidations = 0;  // descriptors submitted to the physical IOMMU's own queue
+  uint64_t shadow_mismatches = 0;    // pages on which shadow and reference walk differ
+  uint64_t verified_pages = 0;       // pages the oracle compared
 
   SyncCost& operator+=(const SyncCost& o) {
     descriptors += o.descriptors;

@@ -21,7 +21,7 @@ constexpr uint64_t kMaxSegments = 4096;
 
 absl::StatusOr<std::unique_ptr<GuestMachine>> GuestMachine::Create(
     const GuestConfig& config, PhysicalMemory& ram, const Clock& clock,
-    std::vector<InvalidationSink*> sinks) {
+    const std::vector<InvalidationSink*>& sinks) {
   if (absl::Status status = CheckConfig(config); !status.ok()) return status;
   if (sinks.size() != config.iommu_caching_mode.size()) {
     return errors::Invalid("one sink for each vIOMMU");

@@ -73,10 +73,9 @@ class GuestMachine {
   // `ram`, `clock` and `sinks` (one per vIOMMU of the config, in order) outlive the machine. Frames
   // for tables and rings come from the top `table_region_bytes` of ram_bytes. Brings every unit up:
   // QI on, root table set, global invalidations, translation on.
-  static absl::StatusOr<std::unique_ptr<GuestMachine>> Create(const GuestConfig& config,
-                                                              PhysicalMemory& ram,
-                                                              const Clock& clock,
-                                                              std::vector<InvalidationSink*> sinks);
+  static absl::StatusOr<std::unique_ptr<GuestMachine>> Create(
+      const GuestConfig& config, PhysicalMemory& ram, const Clock& clock,
+      const std::vector<InvalidationSink*>& sinks);
   virtual ~GuestMachine() = default;
 
   // A domain has no unit until a device is attached; the policy decision needs none.

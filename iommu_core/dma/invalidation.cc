@@ -220,8 +220,7 @@ absl::Status GuestMachineImpl::InvalidatePieces(DmaDomain& domain,
 bool GuestMachineImpl::AdaptiveWantsDomainFlush(DmaDomain& domain, size_t pieces) {
   const CostModel& model = config_.cost_model;
   const double submission = model.submission_ns + model.queue_build_ns;
-  const double submissions =
-      static_cast<double>((pieces + IommuDriver::kMaxBatch - 1) / IommuDriver::kMaxBatch);
+  const size_t submissions = (pieces + IommuDriver::kMaxBatch - 1) / IommuDriver::kMaxBatch;
   const double by_page =
       submissions * submission + static_cast<double>(pieces) * domain.ns_per_page_descriptor;
   const double whole =

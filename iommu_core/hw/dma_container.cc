@@ -7,25 +7,13 @@
 namespace viommu {
 
 absl::Status PinBudget::Charge(uint64_t page_count) {
-  if (page_count > (limit_bytes_ >> kPageShift) - std::min(pages_, limit_bytes_ >> kPageShift)) {
-    return errors::PinLimit(limit_bytes_);
-  }
-  pages_ += page_count;
-  pages_max_ = std::max(pages_max_, pages_);
-  return absl::OkStatus();
+  return TryCharge(page_count) ? absl::OkStatus() : errors::PinLimit(limit_bytes_);
 }
 
 absl::Status DmaAccount::Map(uint64_t page_count) {
-  ++map_calls_;
-  absl::Status status =
-      entries_ >= entry_limit_ ? errors::EntryLimit(entry_limit_) : pins_.Charge(page_count);
-  if (!status.ok()) {
-    ++failed_map_calls_;
-    return status;
-  }
-  ++entries_;
-  pinned_pages_ += page_count;
-  return absl::OkStatus();
+  const bool full = entries_ >= entry_limit_;
+  if (TryMap(page_count)) return absl::OkStatus();
+  return full ? errors::EntryLimit(entry_limit_) : errors::PinLimit(pins_.limit_bytes());
 }
 
 void DmaAccount::Unmap(uint64_t entries, uint64_t page_count) {

@@ -21,7 +21,16 @@ class PinBudget {
 
   // PinLimit: nothing charged.
   absl::Status Charge(uint64_t page_count);
+  // The same without saying why not.
+  bool TryCharge(uint64_t page_count) {
+    const uint64_t limit = limit_bytes_ >> kPageShift;
+    if (pages_ > limit || page_count > limit - pages_) return false;
+    pages_ += page_count;
+    if (pages_ > pages_max_) pages_max_ = pages_;
+    return true;
+  }
   void Release(uint64_t page_count) { pages_ -= page_count; }
+  uint64_t limit_bytes() const { return limit_bytes_; }
   uint64_t pages() const { return pages_; }
   uint64_t pages_max() const { return pages_max_; }
 
@@ -42,6 +51,17 @@ class DmaAccount {
 
   // One map call. EntryLimit or PinLimit: the call is counted, nothing else changed.
   absl::Status Map(uint64_t page_count);
+  // The same without saying why not.
+  bool TryMap(uint64_t page_count) {
+    ++map_calls_;
+    if (entries_ >= entry_limit_ || !pins_.TryCharge(page_count)) {
+      ++failed_map_calls_;
+      return false;
+    }
+    ++entries_;
+    pinned_pages_ += page_count;
+    return true;
+  }
   // One unmap call that released `entries` mappings of `page_count` pages in all.
   void Unmap(uint64_t entries, uint64_t page_count);
 

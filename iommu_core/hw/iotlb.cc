@@ -10,8 +10,8 @@ namespace {
 
 constexpr int kMaxAddressBits = 57;
 
-// Index of the way that holds `tag`, or the number of ways. The loop has no exit: no branch to guess,
-// and two vector compares where the target can compare 64-bit words (AVX2).
+// Index of the way that holds `tag`, or the number of ways. The loop has no exit: no branch to
+// guess, and two vector compares where the target can compare 64-bit words (AVX2).
 template <typename Line>
 int MatchWay(const Line& line, uint64_t tag) {
   uint32_t mask = 0;

@@ -17,9 +17,7 @@ namespace {
 
 constexpr int kSeals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
 
-absl::Status Errno(absl::string_view what) {
-  return absl::ErrnoToStatus(errno, what);
-}
+absl::Status Errno(absl::string_view what) { return absl::ErrnoToStatus(errno, what); }
 
 }  // namespace
 

@@ -18,8 +18,10 @@ PhysAddr Slot(PhysAddr table, int index) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<SecondStageTable>> SecondStageTable::Create(
-    PhysicalMemory& memory, FrameAllocator& frames, int levels, vtd::Capabilities caps) {
+absl::StatusOr<std::unique_ptr<SecondStageTable>> SecondStageTable::Create(PhysicalMemory& memory,
+                                                                           FrameAllocator& frames,
+                                                                           int levels,
+                                                                           vtd::Capabilities caps) {
   if (levels < 3 || levels > 4) return errors::Invalid("tables have 3 or 4 levels");
   auto root = frames.Allocate();
   if (!root.ok()) return root.status();
@@ -161,10 +163,10 @@ absl::Status SecondStageTable::Split(PhysAddr slot, int level) {
   ++table_pages_;
   const PhysAddr first = leaf.address(kOwnWidth, level);
   for (int i = 0; i < vtd::kEntriesPerTable; ++i) {
-    Store(Slot(*frame, i), vtd::SecondStagePte::Leaf(
-                               first + vtd::LevelSize(level - 1) * static_cast<uint64_t>(i),
-                               level - 1, leaf.access())
-                               .raw);
+    Store(Slot(*frame, i),
+          vtd::SecondStagePte::Leaf(first + vtd::LevelSize(level - 1) * static_cast<uint64_t>(i),
+                                    level - 1, leaf.access())
+              .raw);
   }
   Store(slot, vtd::SecondStagePte::Table(*frame).raw);
   return absl::OkStatus();
@@ -238,10 +240,9 @@ absl::StatusOr<UnmapResult> SecondStageTable::Unmap(IovaRange range) {
   // The common case: a small range within the leaf table used last.
   const uint64_t span2 = vtd::LevelShift(2);
   if (range.first.value() >> span2 == cached_span_ &&
-      (range.end.value() - 1) >> span2 == cached_span_ &&
-      range.size_bytes() < vtd::LevelSize(2)) {
-    result.unmapped_bytes = UnmapIn(cached_leaf_table_, 1, Iova(cached_span_ << span2), range,
-                                    result.freed_tables);
+      (range.end.value() - 1) >> span2 == cached_span_ && range.size_bytes() < vtd::LevelSize(2)) {
+    result.unmapped_bytes =
+        UnmapIn(cached_leaf_table_, 1, Iova(cached_span_ << span2), range, result.freed_tables);
   } else {
     result.unmapped_bytes = UnmapIn(root_, levels_, Iova(0), range, result.freed_tables);
   }

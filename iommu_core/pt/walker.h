@@ -39,9 +39,9 @@ struct ContextLookup {
 
 struct TableWalk {
   vtd::FaultReason reason = vtd::FaultReason::kNone;
-  PhysAddr page;           // start of the leaf's page, valid when reason is kNone
-  int level = 0;           // of the leaf, or of the entry that ended the walk
-  Access access;           // AND of R and W over the levels visited
+  PhysAddr page;  // start of the leaf's page, valid when reason is kNone
+  int level = 0;  // of the leaf, or of the entry that ended the walk
+  Access access;  // AND of R and W over the levels visited
   bool snoop = false;
   int entries_read = 0;
 };

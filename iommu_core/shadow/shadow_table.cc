@@ -56,15 +56,6 @@ ShadowTable::~ShadowTable() {
   FreeTree(root_, kLevels);
 }
 
-void ShadowTable::Store(PhysAddr table, int index, uint64_t raw) {
-  uint64_t* slot = pool_.memory().Entries(table) + index;
-  const uint64_t old = Load(slot);
-  uint16_t& used = pool_.used(table);
-  used = static_cast<uint16_t>(used + (raw != 0) - (old != 0));
-  __atomic_store_n(slot, raw, __ATOMIC_RELEASE);
-  if (pool_.store_observer) pool_.store_observer();
-}
-
 std::pair<uint64_t, uint64_t> ShadowTable::CountBelow(PhysAddr table, int level) const {
   if (level == 1) {
     const uint64_t used = pool_.used(table);

@@ -14,6 +14,7 @@
 #include "iommu_core/base/types.h"
 #include "iommu_core/mem/host_memory.h"
 #include "iommu_core/shadow/host_map.h"
+#include "iommu_core/vtd/second_stage_pte.h"
 
 namespace viommu {
 
@@ -61,6 +62,16 @@ class ShadowTable {
   // Adds the leaf entries set, cleared or replaced to `changed`. ResourceExhausted: the cap on
   // table pages; part of the range may be set.
   absl::Status Set(IovaRange range, GuestPhys guest_pa, Access access, uint64_t& changed);
+  // Maps one page where nothing is mapped, if its leaf table is the one used last. False: not done.
+  bool SetFreshPage(Iova iova, GuestPhys guest_pa, Access access) {
+    if (iova.value() >> vtd::LevelShift(2) != cached_span_) return false;
+    const int index = vtd::LevelIndex(iova, 1);
+    if (pool_.memory().Entries(cached_table_)[index] != 0) return false;
+    Store(cached_table_, index,
+          vtd::SecondStagePte::Leaf(ToPhys(map_.ToHost(guest_pa)), 1, access).raw);
+    ++live_pages_;
+    return true;
+  }
   // Unmaps the pages of `range`. A superpage that it cuts is split; where no table page is left for
   // that, the whole superpage goes.
   void Clear(IovaRange range, uint64_t& changed);
@@ -92,7 +103,14 @@ class ShadowTable {
   void ClearIn(PhysAddr table, int level, uint64_t table_first, IovaRange range, uint64_t& changed);
   // A table that maps what `leaf` at `level` maps; not linked yet.
   absl::StatusOr<PhysAddr> SplitTable(uint64_t leaf, int level);
-  void Store(PhysAddr table, int index, uint64_t raw);
+  void Store(PhysAddr table, int index, uint64_t raw) {
+    uint64_t* slot = pool_.memory().Entries(table) + index;
+    const uint64_t old = __atomic_load_n(slot, __ATOMIC_RELAXED);
+    uint16_t& used = pool_.used(table);
+    used = static_cast<uint16_t>(used + (raw != 0) - (old != 0));
+    __atomic_store_n(slot, raw, __ATOMIC_RELEASE);
+    if (pool_.store_observer) pool_.store_observer();
+  }
   // Leaf entries and 4K pages in a table and below.
   std::pair<uint64_t, uint64_t> CountBelow(PhysAddr table, int level) const;
   void Unlink(PhysAddr table, int level);

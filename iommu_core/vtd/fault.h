@@ -12,19 +12,19 @@ namespace viommu::vtd {
 enum class FaultReason : uint8_t {
   kNone = 0,
   kRootNotPresent = 0x1,
-  kContextNotPresent = 0x2,       // qualified by FPD, as all below unless said
-  kContextInvalid = 0x3,          // AW or TT not usable, or the table at SSPTPTR not readable
-  kAddressBeyondWidth = 0x4,      // above min(MGAW, AW)
+  kContextNotPresent = 0x2,   // qualified by FPD, as all below unless said
+  kContextInvalid = 0x3,      // AW or TT not usable, or the table at SSPTPTR not readable
+  kAddressBeyondWidth = 0x4,  // above min(MGAW, AW)
   kWriteDenied = 0x5,
   kReadDenied = 0x6,
-  kTableAccess = 0x7,             // a table below the one at SSPTPTR could not be read
-  kRootTableAccess = 0x8,         // not qualified
-  kContextTableAccess = 0x9,      // not qualified
-  kRootReserved = 0xa,            // not qualified
+  kTableAccess = 0x7,         // a table below the one at SSPTPTR could not be read
+  kRootTableAccess = 0x8,     // not qualified
+  kContextTableAccess = 0x9,  // not qualified
+  kRootReserved = 0xa,        // not qualified
   kContextReserved = 0xb,
   kPteReserved = 0xc,
-  kTranslationBlocked = 0xd,      // TT does not allow this kind of request
-  kInterruptRangeOutput = 0xe,    // the result lies in 0xfeex_xxxx (3.14)
+  kTranslationBlocked = 0xd,    // TT does not allow this kind of request
+  kInterruptRangeOutput = 0xe,  // the result lies in 0xfeex_xxxx (3.14)
 };
 
 // True where FPD in the context entry suppresses recording (7.1.3: "qualified" conditions).
@@ -48,8 +48,8 @@ struct FaultRecord {
   FaultReason reason = FaultReason::kNone;
   bool read = false;  // T1/T2: the request was a read
 
-  using F = Bit<63>;       // of the high word
-  using T = Bit<62>;       // 1 = read
+  using F = Bit<63>;  // of the high word
+  using T = Bit<62>;  // 1 = read
   using Reason = Bits<39, 32>;
   using Sid = Bits<15, 0>;
 

@@ -215,8 +215,7 @@ std::string ToText(const Descriptor& d) {
                                  x.index);
         } else {
           return absl::StrFormat("wait if %d sw %d fn %d data 0x%x at 0x%x", x.interrupt,
-                                 x.status_write, x.fence, x.status_data,
-                                 x.status_address.value());
+                                 x.status_write, x.fence, x.status_data, x.status_address.value());
         }
       },
       d);

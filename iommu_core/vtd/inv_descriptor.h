@@ -39,9 +39,9 @@ struct IotlbInvalidate {
   DomainId domain_id;
   bool drain_reads = false;
   bool drain_writes = false;
-  uint8_t address_mask = 0;   // AM: 2^AM pages
-  bool leaf_hint = false;     // IH: only leaf entries changed
-  Iova address;               // as written; the low AM page bits are ignored
+  uint8_t address_mask = 0;  // AM: 2^AM pages
+  bool leaf_hint = false;    // IH: only leaf entries changed
+  Iova address;              // as written; the low AM page bits are ignored
 
   // The pages it covers (page-selective): the low AM bits of the page number are masked.
   constexpr IovaRange range() const {
@@ -79,7 +79,7 @@ struct InvalidationWait {
   bool status_write = false;  // SW
   bool fence = false;         // FN
   uint32_t status_data = 0;
-  PhysAddr status_address;    // DWORD aligned
+  PhysAddr status_address;  // DWORD aligned
   friend constexpr bool operator==(const InvalidationWait&, const InvalidationWait&) = default;
 };
 

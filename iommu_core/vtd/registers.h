@@ -39,38 +39,38 @@ enum RegisterOffset : uint32_t {
 
 // 11.4.2 Capability.
 namespace cap {
-using Nd = Bits<2, 0>;      // number of domains: 2^(4 + 2 * Nd)
-using Rwbf = Bit<4>;        // required write-buffer flushing
+using Nd = Bits<2, 0>;  // number of domains: 2^(4 + 2 * Nd)
+using Rwbf = Bit<4>;    // required write-buffer flushing
 using Plmr = Bit<5>;
 using Phmr = Bit<6>;
-using Cm = Bit<7>;          // caching mode
-using Sagaw = Bits<12, 8>;  // supported adjusted guest address widths: bit 1 = 39, bit 2 = 48
-using Mgaw = Bits<21, 16>;  // maximum guest address width - 1
-using Zlr = Bit<22>;        // zero-length read
-using Fro = Bits<33, 24>;   // fault records at 16 * Fro
-using Sslps = Bits<37, 34>; // second-stage large pages: bit 0 2M, bit 1 1G
-using Psi = Bit<39>;        // page-selective invalidation
-using Nfr = Bits<47, 40>;   // fault records - 1
-using Mamv = Bits<53, 48>;  // maximum address mask
+using Cm = Bit<7>;           // caching mode
+using Sagaw = Bits<12, 8>;   // supported adjusted guest address widths: bit 1 = 39, bit 2 = 48
+using Mgaw = Bits<21, 16>;   // maximum guest address width - 1
+using Zlr = Bit<22>;         // zero-length read
+using Fro = Bits<33, 24>;    // fault records at 16 * Fro
+using Sslps = Bits<37, 34>;  // second-stage large pages: bit 0 2M, bit 1 1G
+using Psi = Bit<39>;         // page-selective invalidation
+using Nfr = Bits<47, 40>;    // fault records - 1
+using Mamv = Bits<53, 48>;   // maximum address mask
 using Dwd = Bit<54>;
 using Drd = Bit<55>;
 using Fl1gp = Bit<56>;
 using Pi = Bit<59>;
-using Esrtps = Bit<63>;     // root table pointer set invalidates by itself
+using Esrtps = Bit<63>;  // root table pointer set invalidates by itself
 }  // namespace cap
 
 // 11.4.3 Extended capability.
 namespace ecap {
-using C = Bit<0>;           // coherent walks
+using C = Bit<0>;  // coherent walks
 using Qi = Bit<1>;
-using Dt = Bit<2>;          // device-TLB
+using Dt = Bit<2>;  // device-TLB
 using Ir = Bit<3>;
 using Eim = Bit<4>;
-using Pt = Bit<6>;          // pass-through
-using Sc = Bit<7>;          // snoop control
-using Iro = Bits<17, 8>;    // IVA at 16 * Iro, IOTLB_REG 8 above
+using Pt = Bit<6>;        // pass-through
+using Sc = Bit<7>;        // snoop control
+using Iro = Bits<17, 8>;  // IVA at 16 * Iro, IOTLB_REG 8 above
 using Mhmv = Bits<23, 20>;
-using Dit = Bit<41>;         // device-TLB invalidation throttling
+using Dit = Bit<41>;  // device-TLB invalidation throttling
 using Smts = Bit<43>;
 using Slts = Bit<46>;
 using Flts = Bit<47>;
@@ -91,7 +91,7 @@ using Cfi = Bit<23>;
 
 // 11.4.5 Root table address.
 namespace rtaddr {
-using Ttm = Bits<11, 10>;   // translation table mode: 0 legacy
+using Ttm = Bits<11, 10>;  // translation table mode: 0 legacy
 using Rta = Bits<63, 12>;
 }  // namespace rtaddr
 
@@ -122,28 +122,28 @@ using Addr = Bits<63, 12>;
 
 // 11.4.7.1 Fault status.
 namespace fsts {
-using Pfo = Bit<0>;   // primary fault overflow
-using Ppf = Bit<1>;   // primary pending fault
-using Iqe = Bit<4>;   // invalidation queue error
-using Ice = Bit<5>;   // invalidation completion error
-using Ite = Bit<6>;   // invalidation time-out error
+using Pfo = Bit<0>;  // primary fault overflow
+using Ppf = Bit<1>;  // primary pending fault
+using Iqe = Bit<4>;  // invalidation queue error
+using Ice = Bit<5>;  // invalidation completion error
+using Ite = Bit<6>;  // invalidation time-out error
 using Fri = Bits<15, 8>;
 }  // namespace fsts
 
 // 11.4.7.2 Fault event control; the invalidation event control has the same shape.
 namespace event_control {
-using Im = Bit<31>;   // interrupt mask
-using Ip = Bit<30>;   // interrupt pending
+using Im = Bit<31>;  // interrupt mask
+using Ip = Bit<30>;  // interrupt pending
 }  // namespace event_control
 
 // 11.4.8 Invalidation queue.
 namespace iqa {
 using Iqa = Bits<63, 12>;
-using Dw = Bit<11>;   // 256-bit descriptors
+using Dw = Bit<11>;  // 256-bit descriptors
 using Qs = Bits<2, 0>;
 }  // namespace iqa
 namespace ics {
-using Iwc = Bit<0>;   // invalidation wait descriptor complete
+using Iwc = Bit<0>;  // invalidation wait descriptor complete
 }  // namespace ics
 namespace iqercd {
 using Iqei = Bits<3, 0>;

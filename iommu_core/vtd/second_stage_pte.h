@@ -27,7 +27,7 @@ struct SecondStagePte {
 
   using R = Bit<0>;
   using W = Bit<1>;
-  using Ps = Bit<7>;   // levels 2 and 3: this entry is a leaf
+  using Ps = Bit<7>;  // levels 2 and 3: this entry is a leaf
   using A = Bit<8>;
   using D = Bit<9>;
   using Snp = Bit<11>;

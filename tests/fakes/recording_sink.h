@@ -21,9 +21,8 @@ class RecordingSink final : public InvalidationSink {
   absl::StatusOr<uint64_t> Post(std::span<const vtd::RawDescriptor> descriptors,
                                 std::span<const DeviceTouch> touches, bool settled) override {
     if (!post_status.ok()) return post_status;
-    doorbells.push_back({{descriptors.begin(), descriptors.end()},
-                         {touches.begin(), touches.end()},
-                         settled});
+    doorbells.push_back(
+        {{descriptors.begin(), descriptors.end()}, {touches.begin(), touches.end()}, settled});
     return doorbells.size();
   }
   absl::StatusOr<SinkCompletion> Await(uint64_t ticket, absl::Duration) override {
@@ -61,7 +60,7 @@ class RecordingSink final : public InvalidationSink {
 
   std::vector<Doorbell> doorbells;
   UnitRegisters registers;
-  SyncCost cost;             // of every doorbell
+  SyncCost cost;  // of every doorbell
   absl::Status post_status;
   absl::Status await_status;
 };

@@ -31,7 +31,8 @@ class FlushQueueTest : public ::testing::Test {
   absl::Status flush_status_;
 };
 
-// kernel/time/timer.c at 250 Hz: 10 ms is three ticks, one more because the timer must not be early.
+// kernel/time/timer.c at 250 Hz: 10 ms is three ticks, one more because the timer must not be
+// early.
 TEST(TickTimerTest, TenMillisecondsAt250HzFireTwelveToSixteenLater) {
   EXPECT_EQ(TimerFiresAtNs(0, 10, 250), 16 * kMs);
   EXPECT_EQ(TimerFiresAtNs(1, 10, 250), 16 * kMs);

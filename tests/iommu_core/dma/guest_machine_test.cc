@@ -235,7 +235,8 @@ TEST_F(GuestMachineTest, LazyPsiFlushesAt250OnePsiEach) {
   EXPECT_EQ(stats.flush_queue_entries, 1u);
 }
 
-// The ranges are merged: 200 single pages that lie side by side are few aligned pieces, one doorbell.
+// The ranges are merged: 200 single pages that lie side by side are few aligned pieces, one
+// doorbell.
 TEST_F(GuestMachineTest, LazyPsiBatchedSendsFewPiecesInOneSubmission) {
   MakeAttached(Policy::kLazyPsiBatched);
   std::vector<Iova> iovas;
@@ -356,8 +357,8 @@ TEST_F(GuestMachineTest, DevicesOfOneDomainShareOneTag) {
   EXPECT_THAT(Sent(), ElementsAre("psi2 am0"));
 }
 
-// real/README 7: DMA-FQ written to a group's type under caching mode gives map-time PSI and lazy DSI,
-// for that group alone.
+// real/README 7: DMA-FQ written to a group's type under caching mode gives map-time PSI and lazy
+// DSI, for that group alone.
 TEST_F(GuestMachineTest, ADomainMadeLazyDefersThoughTheOthersStayStrict) {
   MakeAttached(Policy::kStrict);
   const uint32_t other = *machine_->CreateDomain(64);

@@ -46,9 +46,9 @@ TEST(DmaContainer, BadArgumentsAreEinval) {
   EXPECT_EQ(container.Map(Pages(1), GuestPhys(0), Access{}).code(),
             absl::StatusCode::kInvalidArgument);
   // [2^64 - 4096, 4096): the end wrapped.
-  EXPECT_EQ(container.Map(MakeRange(Iova(~kPageMask), 2 * kPageSize), GuestPhys(0), kReadWrite)
-                .code(),
-            absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(
+      container.Map(MakeRange(Iova(~kPageMask), 2 * kPageSize), GuestPhys(0), kReadWrite).code(),
+      absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(container.account().entries(), 0u);
   EXPECT_EQ(pins.pages(), 0u);
 }

@@ -14,9 +14,8 @@ struct Vector {
 
 // Vectors of Linux's calculate_psi_aligned_address; the fourth equals a logged descriptor.
 constexpr Vector kVectors[] = {
-    {0x17f, 2, 8, 0x100000},          {0x1000, 3, 2, 0x1000000},
-    {0x1001, 3, 2, 0x1000000},        {0xf9a00, 32, 5, 0xf9a00000},
-    {0xfe980, 128, 7, 0xfe980000},    {0x7ffff, 2, 20, 0},
+    {0x17f, 2, 8, 0x100000},      {0x1000, 3, 2, 0x1000000},     {0x1001, 3, 2, 0x1000000},
+    {0xf9a00, 32, 5, 0xf9a00000}, {0xfe980, 128, 7, 0xfe980000}, {0x7ffff, 2, 20, 0},
     {0xffff0, 17, 21, 0},
 };
 
@@ -43,8 +42,8 @@ TEST(PsiCoverTest, FallsBackToDomainAboveMamv) {
 
 TEST(PsiCoverTest, EncodesTheLoggedDescriptors) {
   const auto caps = vtd::QemuCapabilities(48, true);
-  const auto psi = vtd::Encode(
-      InvalidationFor(MakeRange(Iova(0xf9a00000), 32 << 12), DomainId(8), false, caps));
+  const auto psi =
+      vtd::Encode(InvalidationFor(MakeRange(Iova(0xf9a00000), 32 << 12), DomainId(8), false, caps));
   EXPECT_EQ(psi.qw0, 0x800f2u);
   EXPECT_EQ(psi.qw1, 0xf9a00005u);
   EXPECT_EQ(vtd::Encode(DomainInvalidation(DomainId(1), caps)).qw0, 0x100e2u);

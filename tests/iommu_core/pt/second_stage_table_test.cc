@@ -23,8 +23,8 @@ class SecondStageTableTest : public testing::TestWithParam<int> {
     std::map<uint64_t, std::pair<uint64_t, Access>> out;
     const Walker walker(memory_, {caps_, 48});
     const auto status = walker.ForEachLeaf(
-        table_->root(), GetParam(), {Iova(0), Iova(uint64_t{1} << table_->width_bits())},
-        1 << 24, [&](const LeafMapping& m) {
+        table_->root(), GetParam(), {Iova(0), Iova(uint64_t{1} << table_->width_bits())}, 1 << 24,
+        [&](const LeafMapping& m) {
           for (uint64_t o = 0; o < m.size_bytes; o += kPageSize) {
             out[m.iova.value() + o] = {m.address.value() + o, m.access};
           }
