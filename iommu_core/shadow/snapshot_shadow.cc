@@ -399,18 +399,22 @@ Shadow::Halt SnapshotShadow::SetLeaf(TableNode& node, int slot, uint64_t now, ui
   const uint64_t pages = span.size_bytes() >> kPageShift;
   const uint64_t changed_before = cost.ptes_changed;
   ++cost.dma_maps;
-  absl::Status status = account_.Map(pages);
-  if (status.ok()) {
+  bool mapped = account_.TryMap(pages);
+  if (mapped) {
     cost.pages_pinned += pages;
-    status = SetPages(span, guest_pa, ToAccess(effective), pass.run);
-    if (!status.ok()) Uncharge({1, pages}, cost);
+    if (pages == 1 && table().SetFreshPage(span.first, guest_pa, ToAccess(effective))) {
+      ++cost.ptes_changed;
+    } else if (!SetPages(span, guest_pa, ToAccess(effective), pass.run).ok()) {
+      mapped = false;
+      Uncharge({1, pages}, cost);
+    }
   } else {
     ClearPages(span, cost);
   }
   if ((dropped.entries != 0 || visit_all) && cost.ptes_changed != changed_before) {
     Invalidate(span, cost);
   }
-  if (status.ok()) {
+  if (mapped) {
     node.last[i] = now;
     return Halt::kNo;
   }
