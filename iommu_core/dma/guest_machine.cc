@@ -398,7 +398,13 @@ absl::StatusOr<UnmapOutcome> GuestMachineImpl::UnmapLocked(DmaDomain& domain, Io
     return errors::Invalid(absl::StrCat("the mapping at this IOVA is ", allocated->second,
                                         " bytes; it is unmapped whole"));
   }
-  if (absl::Status status = SyncMapsLocked(); !status.ok()) return status;
+  // What is still unsynced of this very range must reach the hypervisor before it goes again.
+  const bool unsynced = std::any_of(
+      unsynced_maps_.begin(), unsynced_maps_.end(),
+      [&](const auto& map) { return map.first == domain.id && map.second.Overlaps(range); });
+  if (unsynced) {
+    if (absl::Status status = SyncMapsLocked(); !status.ok()) return status;
+  }
   std::vector<uint64_t> pages;
   if (deferred) pages = PagesOf(domain, range);
   SpendGuest(config_.cost_model.unmap_update_ns);

@@ -15,6 +15,8 @@ constexpr uint64_t kProgressEvery = 1024;
 // A list longer than this is no scatter-gather list but a source that never ends one.
 constexpr size_t kMaxListSegments = 4096;
 constexpr int kDmaMaskBits = 64;
+// How long a driver goes on mapping before it rings its device's doorbell.
+constexpr uint64_t kMapBurstNs = 12'000;
 
 // The errors after which nothing that follows can work.
 bool EndsRun(const absl::Status& status) {
@@ -74,10 +76,11 @@ class Run {
  private:
   // Moves the clock to `time_ns`, running the timers on the way each at its own moment.
   absl::Status AdvanceTo(uint64_t time_ns) {
-    // A driver tells its device about what it mapped before time goes on:
-    // merged map-time invalidations end here at the latest.
-    if (maps_open_ && time_ns > clock_.NowNs()) {
-      maps_open_ = false;
+    // A driver maps a burst and then tells its device about it: merged map-time invalidations wait
+    // for the burst's end and no longer.
+    if (maps_open_since_ns_ && time_ns > *maps_open_since_ns_ + kMapBurstNs) {
+      clock_.AdvanceTo(*maps_open_since_ns_ + kMapBurstNs);
+      maps_open_since_ns_.reset();
       absl::Status status = machine_.SyncMaps();
       if (EndsRun(status)) return status;
       if (!status.ok()) ++result_.failed_ops;
@@ -146,7 +149,7 @@ class Run {
       status = machine_.MapAt(domain, list.first, list.segments, op.access, op.cpu);
     }
     list.segments.clear();
-    maps_open_ = true;
+    if (!maps_open_since_ns_) maps_open_since_ns_ = clock_.NowNs();
     Spend(op.cpu);
     return status;
   }
@@ -282,9 +285,9 @@ class Run {
   RunResult result_;
   GuestStats before_;  // counts up to the building of the resident set
   bool resident_built_ = false;
-  bool maps_open_ = false;  // maps were made since the last SyncMaps
-  absl::Status resident_;   // an error ends the run: without the set it answers
-                            // another question
+  std::optional<uint64_t> maps_open_since_ns_;  // the first map since the last SyncMaps
+  absl::Status resident_;                       // an error ends the run: without the set it answers
+                                                // another question
   double resident_wall_seconds_ = 0;
   std::vector<uint64_t> vcpu_ready_ns_;
   std::vector<OpenList> lists_;                      // by vCPU
