@@ -13,20 +13,20 @@ namespace viommu {
 // All in nanoseconds per event.
 struct CostModel {
   std::string preset_name = "qemu-trap";
-  double map_update_ns = 900;       // guest: one map call's table update
-  double unmap_update_ns = 900;     // guest: one unmap call's table update
-  double queue_build_ns = 930;      // guest: build descriptors, write the tail, see the status
-  double submission_ns = 6700;      // one trapped submission (an exit and its dispatch)
-  double descriptor_ns = 0;         // decode and dispatch of one descriptor beyond the exit
-  double leaf_visit_ns = 100;       // per present leaf visited in a walk
-  double pte_read_ns = 0;           // per further entry read one by one
-  double bulk_read_ns_per_kib = 0;  // per KiB of table bytes compared in bulk
-  double pte_change_ns = 0;         // per shadow entry changed
-  double dma_map_ns = 4700;         // one container map call
-  double dma_unmap_ns = 820;        // one container unmap call
-  double pin_page_ns = 940;         // first pin of one 4K page
-  double hw_invalidation_ns = 700;  // one physical invalidation
-  double lock_spin_ns = 0;          // convoy term: per waiter, each hand-over of the queue lock
+  double map_update_ns = 900;        // guest: one map call's table update
+  double unmap_update_ns = 900;      // guest: one unmap call's table update
+  double queue_build_ns = 930;       // guest: build descriptors, write the tail, see the status
+  double submission_ns = 6700;       // one trapped submission (an exit and its dispatch)
+  double descriptor_ns = 0;          // decode and dispatch of one descriptor beyond the exit
+  double leaf_visit_ns = 100;        // per present leaf visited in a walk
+  double pte_read_ns = 0;            // per further entry read one by one
+  double bulk_read_ns_per_kib = 50;  // per KiB of table bytes compared in bulk
+  double pte_change_ns = 0;          // per shadow entry changed
+  double dma_map_ns = 4700;          // one container map call
+  double dma_unmap_ns = 820;         // one container unmap call
+  double pin_page_ns = 940;          // first pin of one 4K page
+  double hw_invalidation_ns = 700;   // one physical invalidation
+  double lock_spin_ns = 0;           // convoy term: per waiter, each hand-over of the queue lock
 };
 
 // The price of a submission, split by who causes it. Sum with total().

@@ -76,17 +76,19 @@ class Run {
  private:
   // Moves the clock to `time_ns`, running the timers on the way each at its own moment.
   absl::Status AdvanceTo(uint64_t time_ns) {
-    // A driver maps a burst and then tells its device about it: merged map-time invalidations wait
-    // for the burst's end and no longer.
-    if (maps_open_since_ns_ && time_ns > *maps_open_since_ns_ + kMapBurstNs) {
-      clock_.AdvanceTo(*maps_open_since_ns_ + kMapBurstNs);
-      maps_open_since_ns_.reset();
-      absl::Status status = machine_.SyncMaps();
-      if (EndsRun(status)) return status;
-      if (!status.ok()) ++result_.failed_ops;
-    }
     for (;;) {
       const std::optional<uint64_t> timer = machine_.NextTimerNs();
+      // A driver maps a burst and then tells its device about it: merged map-time invalidations
+      // wait for the burst's end and no longer.
+      if (maps_open_since_ns_ && *maps_open_since_ns_ + kMapBurstNs <= time_ns &&
+          (!timer || *maps_open_since_ns_ + kMapBurstNs <= *timer)) {
+        clock_.AdvanceTo(*maps_open_since_ns_ + kMapBurstNs);
+        maps_open_since_ns_.reset();
+        absl::Status synced = machine_.SyncMaps();
+        if (EndsRun(synced)) return synced;
+        if (!synced.ok()) ++result_.failed_ops;
+        continue;
+      }
       if (!timer || *timer > time_ns) break;
       clock_.AdvanceTo(*timer);
       absl::Status status = machine_.RunTimers();

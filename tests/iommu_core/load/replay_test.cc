@@ -17,6 +17,7 @@
 #include "iommu_core/load/trace_line.h"
 #include "iommu_core/load/trace_parser.h"
 #include "iommu_core/load/trace_source.h"
+#include "iommu_core/mem/dirty_log.h"
 #include "iommu_core/mem/sparse_memory.h"
 #include "tests/iommu_core/load/temp_file.h"
 
@@ -89,6 +90,7 @@ Replay ReplayTrace(const std::string& run, Policy policy, HintMode hint, bool dr
   config.iommu_caching_mode = {*trace->info.caching_mode};
   config.table_region_bytes = uint64_t{64} << 20;
   config.ram_bytes = AlignUp(source.ram_bytes(), uint64_t{1} << 20) + config.table_region_bytes;
+  config.ram_bytes += AlignUp(2 * DirtyLogBytes(config.ram_bytes), uint64_t{1} << 20);
   SparseMemory ram({{PhysAddr(0), PhysAddr(config.ram_bytes)}});
   VirtualClock clock;
   InstantSink sink;
