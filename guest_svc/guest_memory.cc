@@ -52,8 +52,8 @@ absl::Status GuestMemory::Renew(const std::string& refused_token) {
   if (absl::Status status = CopyContent(current_->memory(), (*fresh)->memory()); !status.ok()) {
     return status;
   }
-  current_ = *std::move(fresh);
-  return absl::OkStatus();
+  // In place: the machine keeps pointers into its memory (its log of table writes).
+  return current_->Adopt(**fresh);
 }
 
 }  // namespace viommu

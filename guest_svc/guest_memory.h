@@ -52,7 +52,7 @@ class GuestMemory final : public PhysicalMemory {
       : memory_socket_(std::move(memory_socket)), current_(std::move(memory)) {}
 
   const std::string memory_socket_;
-  std::unique_ptr<GrantedMemory> current_;
+  const std::unique_ptr<GrantedMemory> current_;
 };
 
 }  // namespace viommu

@@ -2,18 +2,25 @@
 
 #include <spdlog/spdlog.h>
 
+#include <chrono>
 #include <utility>
 
 #include "svc_common/conversions.h"
 #include "svc_common/credentials.h"
 
 namespace viommu {
+namespace {
+
+constexpr std::chrono::seconds kLastWriteTime{1};
+
+}  // namespace
 
 void InvalidationStream::RequestCall(grpc::ServerCompletionQueue* queue) {
   {
     absl::MutexLock lock(&mu_);
     self_ = shared_from_this();
   }
+  queue_ = queue;
   service_.service_.RequestInvalidate(&context_, &call_, queue, queue, &accept_tag_);
 }
 
@@ -35,13 +42,20 @@ void InvalidationStream::OnDone(Op op, bool ok) {
     case Op::kFinish: {
       absl::MutexLock lock(&mu_);
       finished_ = true;
+      if (alarm_set_) alarm_.Cancel();
+      break;
+    }
+    case Op::kAlarm: {
+      absl::MutexLock lock(&mu_);
+      alarm_set_ = false;
+      if (ok && !finished_) context_.TryCancel();
       break;
     }
   }
   bool over = false;
   {
     absl::MutexLock lock(&mu_);
-    over = finished_ && !reading_ && !writing_ && self_ != nullptr;
+    over = finished_ && !reading_ && !writing_ && !alarm_set_ && self_ != nullptr;
     if (over) self_ = nullptr;
   }
   if (!over) return;
@@ -130,7 +144,9 @@ void InvalidationStream::End(const absl::Status& status) {
   if (ending_.has_value()) return;
   EndLocked(status);
   // A peer that does not read would keep the last write, and with it the end, waiting for ever.
-  if (writing_) context_.TryCancel();
+  if (!writing_) return;
+  alarm_set_ = true;
+  alarm_.Set(queue_, std::chrono::system_clock::now() + kLastWriteTime, &alarm_tag_);
 }
 
 void InvalidationStream::EndLocked(const absl::Status& status) {

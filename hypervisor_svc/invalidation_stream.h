@@ -2,6 +2,7 @@
 #ifndef VIOMMU_HYPERVISOR_SVC_INVALIDATION_STREAM_H_
 #define VIOMMU_HYPERVISOR_SVC_INVALIDATION_STREAM_H_
 
+#include <grpcpp/alarm.h>
 #include <grpcpp/server_context.h>
 #include <grpcpp/support/async_stream.h>
 
@@ -20,7 +21,7 @@ namespace viommu {
 class InvalidationStream final : public StreamHandle,
                                  public std::enable_shared_from_this<InvalidationStream> {
  public:
-  enum class Op { kAccept, kRead, kWrite, kFinish };
+  enum class Op { kAccept, kRead, kWrite, kFinish, kAlarm };
   // What a completion queue hands back.
   struct Tag {
     InvalidationStream* stream;
@@ -60,6 +61,8 @@ class InvalidationStream final : public StreamHandle,
   Tag read_tag_{this, Op::kRead};
   Tag write_tag_{this, Op::kWrite};
   Tag finish_tag_{this, Op::kFinish};
+  Tag alarm_tag_{this, Op::kAlarm};
+  grpc::ServerCompletionQueue* queue_ = nullptr;
 
   // Touched by the queue's thread only, and not while the operation that fills it is under way.
   v1::InvalidateRequest request_;
@@ -75,6 +78,9 @@ class InvalidationStream final : public StreamHandle,
   bool read_paused_ ABSL_GUARDED_BY(mu_) = false;
   bool finishing_ ABSL_GUARDED_BY(mu_) = false;  // Finish was called
   bool finished_ ABSL_GUARDED_BY(mu_) = false;
+  // Runs while an ending stream waits for its last write.
+  grpc::Alarm alarm_ ABSL_GUARDED_BY(mu_);
+  bool alarm_set_ ABSL_GUARDED_BY(mu_) = false;
   std::optional<absl::Status> ending_ ABSL_GUARDED_BY(mu_);
 };
 

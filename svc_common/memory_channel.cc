@@ -7,6 +7,7 @@
 
 #include <cerrno>
 #include <cstring>
+#include <utility>
 
 #include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
@@ -75,6 +76,13 @@ absl::StatusOr<std::unique_ptr<GrantedMemory>> GrantedMemory::Request(
   std::move(close_region).Cancel();  // the memory owns it now
   std::move(close_fd).Cancel();
   return std::unique_ptr<GrantedMemory>(new GrantedMemory(fd, reply.token, *std::move(memory)));
+}
+
+absl::Status GrantedMemory::Adopt(GrantedMemory& fresh) {
+  if (absl::Status status = memory_->Adopt(*fresh.memory_); !status.ok()) return status;
+  std::swap(connection_, fresh.connection_);
+  std::swap(token_, fresh.token_);
+  return absl::OkStatus();
 }
 
 GrantedMemory::~GrantedMemory() { close(connection_); }

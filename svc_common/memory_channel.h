@@ -33,6 +33,9 @@ class GrantedMemory {
                                                                 uint64_t size_bytes);
   ~GrantedMemory();
 
+  // This memory, at its address, becomes the region of `fresh`, which is left with the old grant.
+  absl::Status Adopt(GrantedMemory& fresh);
+
   const std::string& token() const { return token_; }
   SharedMemory& memory() { return *memory_; }
   const SharedMemory& memory() const { return *memory_; }
@@ -41,8 +44,8 @@ class GrantedMemory {
   GrantedMemory(int connection, std::string token, std::unique_ptr<SharedMemory> memory)
       : connection_(connection), token_(std::move(token)), memory_(std::move(memory)) {}
 
-  const int connection_;
-  const std::string token_;
+  int connection_;
+  std::string token_;
   const std::unique_ptr<SharedMemory> memory_;
 };
 

@@ -59,6 +59,23 @@ absl::StatusOr<std::unique_ptr<SharedMemory>> SharedMemory::FromFd(int fd, uint6
       new SharedMemory(fd, static_cast<std::byte*>(base), size_bytes));
 }
 
+absl::Status SharedMemory::Adopt(const SharedMemory& fresh) {
+  if (fresh.size_bytes_ != size_bytes_) {
+    return absl::FailedPreconditionError("the regions have different sizes");
+  }
+  const int fd = fcntl(fresh.fd_, F_DUPFD_CLOEXEC, 0);
+  if (fd < 0) return Errno("cannot keep the new guest memory");
+  if (mmap(base_, size_bytes_, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0) ==
+      MAP_FAILED) {
+    const absl::Status status = Errno("cannot map guest memory");
+    close(fd);
+    return status;
+  }
+  close(fd_);
+  fd_ = fd;
+  return absl::OkStatus();
+}
+
 SharedMemory::~SharedMemory() {
   munmap(base_, size_bytes_);
   close(fd_);

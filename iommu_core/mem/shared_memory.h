@@ -20,6 +20,10 @@ class SharedMemory final : public PhysicalMemory {
   static absl::StatusOr<std::unique_ptr<SharedMemory>> FromFd(int fd, uint64_t size_bytes);
   ~SharedMemory() override;
 
+  // Takes over the region of `fresh`, of the same size, at this object's own address: pointers into
+  // the memory stay good. The caller has copied the content and lets nobody write meanwhile.
+  absl::Status Adopt(const SharedMemory& fresh);
+
   int fd() const { return fd_; }
   uint64_t size_bytes() const { return size_bytes_; }
 
@@ -38,7 +42,7 @@ class SharedMemory final : public PhysicalMemory {
     return address.value() < size_bytes_ && size_bytes <= size_bytes_ - address.value();
   }
 
-  const int fd_;
+  int fd_;
   std::byte* const base_;
   const uint64_t size_bytes_;
 };

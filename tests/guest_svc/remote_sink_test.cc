@@ -111,6 +111,7 @@ TEST_F(RemoteSinkTest, ARestartedHypervisorGetsTheWholeStateAndTheMemory) {
   ASSERT_TRUE(sink_->UpdateRegisters({PhysAddr(0x3000), true}).ok());
   ASSERT_TRUE(memory_->Write64(PhysAddr(0x5008), 0xabcdef));
   const std::string token = memory_->token();
+  const uint64_t* const in_place = memory_->PageInPlace(PhysAddr(0x5000));
   hypervisor_.reset();
   const auto ticket = PostWait();
   ASSERT_TRUE(ticket.ok());
@@ -123,6 +124,10 @@ TEST_F(RemoteSinkTest, ARestartedHypervisorGetsTheWholeStateAndTheMemory) {
   EXPECT_EQ(Session()->info().id, sink_->state().session_id);
   EXPECT_NE(memory_->token(), token);
   EXPECT_EQ(memory_->Read64(PhysAddr(0x5008)), 0xabcdefu);
+  // Pointers into the memory stay good, and show what the new hypervisor sees.
+  EXPECT_EQ(memory_->PageInPlace(PhysAddr(0x5000)), in_place);
+  ASSERT_TRUE(memory_->Write64(PhysAddr(0x5010), 77));
+  EXPECT_EQ(in_place[2], 77u);
   EXPECT_EQ(
       hypervisor_->registry().counters().resyncs[v1::ResetRequired::REASON_UNKNOWN_SESSION].load(),
       1u);
