@@ -13,6 +13,7 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
@@ -122,11 +123,10 @@ void ServiceHost::PrintReady() const {
 }
 
 void ServiceHost::Shutdown(absl::Duration grace) {
-  if (server_ == nullptr) return;
+  if (server_ == nullptr || std::exchange(down_, true)) return;
   if (auto* health = server_->GetHealthCheckService(); health != nullptr) health->Shutdown();
   server_->Shutdown(absl::ToChronoTime(absl::Now() + grace));
   server_->Wait();
-  server_.reset();
   if (listen_.is_unix()) unlink(listen_.unix_path.c_str());
 }
 

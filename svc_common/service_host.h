@@ -47,7 +47,9 @@ class ServiceHost {
 
   // "READY grpc=... metrics=..." on standard output.
   void PrintReady() const;
-  // Health turns to NOT_SERVING, calls in flight get `grace` to end, later ones are cancelled.
+  // Health turns to NOT_SERVING, calls in flight get `grace` to end, later ones are cancelled. The
+  // server itself lives as long as the host: completion queues may still hold events that refer to
+  // it, so they are drained between this and the host's end.
   void Shutdown(absl::Duration grace);
 
  private:
@@ -59,6 +61,7 @@ class ServiceHost {
   int bound_port_ = 0;
   grpc::ServerBuilder builder_;
   std::unique_ptr<grpc::Server> server_;
+  bool down_ = false;
   std::unique_ptr<MetricsEndpoint> metrics_;
 };
 
