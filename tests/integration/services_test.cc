@@ -329,8 +329,8 @@ TEST_F(ServicesTest, BothEndOrderlyOnSigtermAndSigint) {
 
 TEST_F(ServicesTest, AGuestWithoutAHypervisorSaysSoAndServesOnceThereIsOne) {
   StartGuest();
-  const absl::Status none =
-      Call(&v1::GuestService::Stub::Flush, v1::FlushRequest(), new v1::FlushResponse());
+  v1::FlushResponse flushed;
+  const absl::Status none = Call(&v1::GuestService::Stub::Flush, v1::FlushRequest(), &flushed);
   EXPECT_TRUE(absl::IsUnavailable(none)) << none;
   EXPECT_THAT(none.message(), HasSubstr("start hypervisor_svc --listen=" + hypervisor_address_));
   EXPECT_THAT(guest_process_->Log(), HasSubstr("no hypervisor at"));
