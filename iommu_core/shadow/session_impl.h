@@ -94,6 +94,8 @@ class SessionImpl final : public HypervisorSession {
   // `synced`.
   void Refresh(Device& device, const GuestContext& context, Synced& synced, SyncRun& run)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void RefreshMovedFirst(std::vector<std::pair<Device*, GuestContext>> affected, SyncRun& run)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Detach(Device& device, SyncCost& cost) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   Shadow* FindOrMakeShadow(Device& device, const GuestTable& table)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

@@ -168,16 +168,26 @@ void SessionImpl::Refresh(Device& device, const GuestContext& context, Synced& s
   }
 }
 
+void SessionImpl::RefreshMovedFirst(std::vector<std::pair<Device*, GuestContext>> affected,
+                                    SyncRun& run) {
+  // A device that leaves a shared shadow goes before that shadow takes up what changed in a table
+  // which is no longer the device's: a page that it has before and after must not go in between.
+  std::stable_partition(affected.begin(), affected.end(),
+                        [](const auto& a) { return a.second.table != a.first->guest_table; });
+  Synced synced;
+  for (const auto& [device, context] : affected) Refresh(*device, context, synced, run);
+}
+
 void SessionImpl::RefreshAll(SyncCost& cost) {
   WorkBudget budget(config_.max_work_per_invalidation, config_.yield);
   SyncRun run{.cost = cost, .budget = budget};
-  Synced synced;
+  std::vector<std::pair<Device*, GuestContext>> affected;
   for (auto& [sid, device] : devices_) {
     // With translation off the model blocks a device: see README.md.
-    const GuestContext context =
-        registers_.translation_enabled ? ReadContext(sid, cost) : GuestContext{};
-    Refresh(*device, context, synced, run);
+    affected.emplace_back(device.get(),
+                          registers_.translation_enabled ? ReadContext(sid, cost) : GuestContext{});
   }
+  RefreshMovedFirst(std::move(affected), run);
   if (run.work_refused) ++stats_.work_refused;
 }
 
@@ -242,7 +252,7 @@ void SessionImpl::Invalidate(const vtd::ContextCacheInvalidate& d, SyncRun& run)
   // FM masks the low function bits (6.5.2.1); the domain id of a device-selective one is not
   // needed.
   const auto function_mask = static_cast<uint16_t>(~((1u << d.function_mask) - 1));
-  Synced synced;
+  std::vector<std::pair<Device*, GuestContext>> affected;
   for (auto& [sid, device] : devices_) {
     if (d.granularity == Granularity::kPageOrDevice &&
         (sid.value() & function_mask) != (d.source_id.value() & function_mask)) {
@@ -258,8 +268,9 @@ void SessionImpl::Invalidate(const vtd::ContextCacheInvalidate& d, SyncRun& run)
           context.table.kind != GuestTable::Kind::kNone && context.table.domain_id == did;
       if (!was && !is) continue;
     }
-    Refresh(*device, context, synced, run);
+    affected.emplace_back(device.get(), context);
   }
+  RefreshMovedFirst(std::move(affected), run);
 }
 
 void SessionImpl::Invalidate(const vtd::DeviceTlbInvalidate& d, SyncRun& run) {

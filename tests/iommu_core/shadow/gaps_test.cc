@@ -339,6 +339,25 @@ TEST_P(Gaps, BadDescriptorStopsTheBatchAtItsPlace) {
   EXPECT_TRUE(Reaches(kNic, 0x5000, kBuffers));
 }
 
+// A device leaves a shared table in which a page of its was just unmapped for one that has the
+// page: found by the random histories at step 130,494. The page must not go while the device still
+// stands on the shadow that it leaves (VT-d 6.5.2.1: one invalidation covers the devices of several
+// domains).
+TEST_P(Gaps, AMovedDeviceLeavesBeforeItsOldShadowChanges) {
+  const PhysAddr left = guest_.NewPage();
+  const PhysAddr joined = guest_.NewPage();
+  for (const PhysAddr table : {left, joined}) guest_.Map(table, 4, 0x3000, kBuffers);
+  Attach(kNic, left, 4, 1);
+  Attach(kDisk, left, 4, 1);
+  ExpectNeverMissing(kDisk, {0x3000});
+  guest_.Unmap(left, 4, 0x3000);
+  guest_.SetContext(kDisk, vtd::ContextEntry::Make(joined, 4, DomainId(2)));
+  Sync({ContextDomain(1), ContextDomain(2), GlobalIotlb()});
+  EXPECT_TRUE(Blocked(kNic, 0x3000));
+  EXPECT_TRUE(Reaches(kDisk, 0x3000, kBuffers));
+  EXPECT_GT(stores_, 0);
+}
+
 INSTANTIATE_TEST_SUITE_P(
     Strategies, Gaps,
     ::testing::Combine(::testing::Values(Strategy::kWalk, Strategy::kWalkShared,
