@@ -45,7 +45,6 @@ GuestMachineImpl::GuestMachineImpl(const GuestConfig& config, PhysicalMemory& ra
       frames_(ram, PhysAddr(config.ram_bytes - TableRegionBytes(config)),
               PhysAddr(config.ram_bytes)),
       policy_(DecidePolicy(config.policy, config.force_lazy, config.iommu_caching_mode)),
-      force_lazy_(config.force_lazy),
       vcpu_busy_until_ns_(config.vcpus, 0) {
   free_buffers_[kBuffersFirst] = buffers_end_ - buffers_first_;
   auto log = DirtyLogView::Create(ram, DirtyLogBase(config), config.ram_bytes);
@@ -183,9 +182,7 @@ absl::StatusOr<DomainId> GuestMachineImpl::AttachDevice(uint32_t id, SourceId si
       auto done = Submit(iommu, {&flush, 1}, SettledAfter(&domain));
       status = done.status();
       if (done.ok()) {
-        domain.walk_ns_per_table_page =
-            PriceSync(config_.cost_model, done->cost).walk_ns /
-            static_cast<double>(std::max<uint64_t>(1, domain.table->table_pages()));
+        LearnDomainFlushCost(domain, done->cost);
         if (domain.tags.size() == 1) exposure_.RevokeDomain(id, ExposureNowNs());
       }
     }

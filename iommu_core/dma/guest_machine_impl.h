@@ -90,6 +90,11 @@ class GuestMachineImpl final : public GuestMachine {
   absl::Status InvalidateRange(DmaDomain& domain, IovaRange range, bool leaf_hint, bool map)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status InvalidateDomain(DmaDomain& domain) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // The device-TLBs of the domain's devices behind one unit, a submission each.
+  absl::Status InvalidateDeviceTlbs(DmaDomain& domain, uint32_t unit, IovaRange range, bool settled)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // What `adaptive` goes by when it prices the next whole-domain flush.
+  void LearnDomainFlushCost(DmaDomain& domain, const SyncCost& cost) const;
   absl::Status InvalidateGlobally() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Many exact ranges, as few submissions as the queue allows.
   absl::Status InvalidatePieces(DmaDomain& domain, std::span<const IovaRange> pieces)
@@ -145,7 +150,6 @@ class GuestMachineImpl final : public GuestMachine {
   SimpleFrameAllocator frames_ ABSL_GUARDED_BY(mu_);
   std::vector<Unit> units_ ABSL_GUARDED_BY(mu_);
   PolicyDecision policy_ ABSL_GUARDED_BY(mu_);
-  bool force_lazy_ ABSL_GUARDED_BY(mu_) = false;
   std::map<uint32_t, std::unique_ptr<DmaDomain>> domains_ ABSL_GUARDED_BY(mu_);
   std::map<SourceId, uint32_t> domain_of_device_ ABSL_GUARDED_BY(mu_);
   uint32_t next_domain_ ABSL_GUARDED_BY(mu_) = 0;

@@ -135,6 +135,22 @@ bool GuestMachineImpl::SettledAfter(const DmaDomain* domain) const {
   return exposure_.stale_pages() == going && unsynced_maps_.empty() && unfinished_.empty();
 }
 
+absl::Status GuestMachineImpl::InvalidateDeviceTlbs(DmaDomain& domain, uint32_t unit,
+                                                    IovaRange range, bool settled) {
+  for (const auto& [sid, device] : domain.devices) {
+    if (device.iommu != unit || !device.device_tlb) continue;
+    const vtd::RawDescriptor d = DeviceTlbDescriptor(sid, range);
+    if (auto done = Submit(unit, {&d, 1}, settled); !done.ok()) return done.status();
+  }
+  return absl::OkStatus();
+}
+
+void GuestMachineImpl::LearnDomainFlushCost(DmaDomain& domain, const SyncCost& cost) const {
+  domain.walk_ns_per_table_page =
+      PriceSync(config_.cost_model, cost).walk_ns /
+      static_cast<double>(std::max<uint64_t>(1, domain.table->table_pages()));
+}
+
 absl::Status GuestMachineImpl::InvalidateRange(DmaDomain& domain, IovaRange range, bool leaf_hint,
                                                bool map) {
   const bool settled = SettledAfter(nullptr);
@@ -145,10 +161,8 @@ absl::Status GuestMachineImpl::InvalidateRange(DmaDomain& domain, IovaRange rang
     const vtd::RawDescriptor d = RangeDescriptor(driver, tag.did, range, leaf_hint);
     if (auto done = Submit(index, {&d, 1}, settled); !done.ok()) return done.status();
     if (map) continue;  // a device-TLB holds nothing that was not present
-    for (const auto& [sid, device] : domain.devices) {
-      if (device.iommu != index || !device.device_tlb) continue;
-      const vtd::RawDescriptor dev = DeviceTlbDescriptor(sid, range);
-      if (auto done = Submit(index, {&dev, 1}, settled); !done.ok()) return done.status();
+    if (absl::Status status = InvalidateDeviceTlbs(domain, index, range, settled); !status.ok()) {
+      return status;
     }
   }
   exposure_.Revoke(domain.id, range, ExposureNowNs());
@@ -162,15 +176,10 @@ absl::Status GuestMachineImpl::InvalidateDomain(DmaDomain& domain) {
     const vtd::RawDescriptor d = vtd::Encode(DomainInvalidation(tag.did, driver.caps()));
     auto done = Submit(index, {&d, 1}, settled);
     if (!done.ok()) return done.status();
-    domain.walk_ns_per_table_page =
-        PriceSync(config_.cost_model, done->cost).walk_ns /
-        static_cast<double>(std::max<uint64_t>(1, domain.table->table_pages()));
-    for (const auto& [sid, device] : domain.devices) {
-      if (device.iommu != index || !device.device_tlb) continue;
-      const vtd::RawDescriptor dev = DeviceTlbDescriptor(sid, kEverything);
-      if (auto flushed = Submit(index, {&dev, 1}, settled); !flushed.ok()) {
-        return flushed.status();
-      }
+    LearnDomainFlushCost(domain, done->cost);
+    if (absl::Status status = InvalidateDeviceTlbs(domain, index, kEverything, settled);
+        !status.ok()) {
+      return status;
     }
   }
   exposure_.RevokeDomain(domain.id, ExposureNowNs());

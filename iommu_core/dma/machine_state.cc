@@ -60,7 +60,6 @@ absl::Status GuestMachineImpl::SetPolicy(Policy policy, bool force_lazy) {
   // Rings of another shape or rule start empty.
   for (auto& [id, domain] : domains_) domain->queue.reset();
   policy_ = next;
-  force_lazy_ = force_lazy;
   return absl::OkStatus();
 }
 
