@@ -136,7 +136,6 @@ absl::StatusOr<GuestConfig> RunConfig(const v1::WorkloadSpec& spec, const GuestC
   }
   if (spec.hz() != 0) config.hz = spec.hz();
   if (spec.address_width() != 0) config.address_width = static_cast<int>(spec.address_width());
-  if (spec.stale_age_bound_ns() != 0) config.stale_age_bound_ns = spec.stale_age_bound_ns();
   if (spec.live_pages() > kMaxLivePages) {
     return errors::Invalid(absl::StrCat("live_pages is at most ", kMaxLivePages));
   }

@@ -51,8 +51,6 @@ struct GuestConfig {
   uint64_t ram_bytes = uint64_t{1} << 30;
   // Top of ram_bytes kept for tables, rings and status words; 0: a sixteenth, at least 1 MiB.
   uint64_t table_region_bytes = 0;
-  // Bound on how long `adaptive` and `lazy-psi-batched` may leave an unmapped page reachable.
-  uint64_t stale_age_bound_ns = 10'000'000;
   // Wall time that one submission waits for its completion before it is left outstanding.
   absl::Duration invalidation_timeout = absl::Seconds(10);
   CostModel cost_model;
