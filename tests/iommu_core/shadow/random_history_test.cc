@@ -212,6 +212,8 @@ class History {
         it->second = static_cast<int>(Below(trees_.size()));
         guest_.SetContext(sid, EntryOf(trees_[static_cast<size_t>(it->second)]));
     }
+    // A tree may have come to use the page of context entries as one of its tables.
+    for (Tree& each : trees_) NoteChanges(each);
     // VT-d 6.5.3.3: context cache, then IOTLB.
     std::vector<vtd::RawDescriptor> batch;
     switch (Below(4)) {
