@@ -36,6 +36,8 @@ void FillResult(const RunResult& result, v1::WorkloadResult* out) {
   out->set_unmaps(result.unmaps);
   out->set_pages_mapped(result.pages_mapped);
   out->set_pages_unmapped(result.pages_unmapped);
+  out->set_map_updates(result.map_updates);
+  out->set_unmap_updates(result.unmap_updates);
   out->set_exits(result.exits);
   out->set_descriptors_iotlb_page(result.descriptors_iotlb_page);
   out->set_descriptors_iotlb_domain(result.descriptors_iotlb_domain);

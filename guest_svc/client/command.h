@@ -32,6 +32,7 @@ absl::StatusOr<std::vector<uint64_t>> SplitNumbers(const std::string& text);
 std::string QuoteCommand(const std::string& command, const Args& args);
 
 int RunCompare(const Args& args);
+int RunMerge(const Args& args);
 int RunReplay(const Args& args);
 int RunInspect(const Args& args);
 int RunLoadCommand(const Args& args);

@@ -8,10 +8,10 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "guest_svc/client/command.h"
+#include "guest_svc/client/compare_output.h"
 #include "guest_svc/client/comparison.h"
 #include "guest_svc/client/load_input.h"
 #include "guest_svc/client/output.h"
-#include "guest_svc/client/report.h"
 #include "guest_svc/client/service_pair.h"
 #include "guest_svc/client/workload_client.h"
 #include "iommu_core/dma/guest_config.h"
@@ -49,6 +49,7 @@ struct Options {
   std::string verify;
   std::string report;
   std::string json;
+  std::string shard;
   std::string guest;
   std::string hypervisor;
   bool allow_lost_events = false;
@@ -73,6 +74,9 @@ struct Options {
                     "oracle: off, sampled or full; empty: the hypervisor's setting");
     flags.AddString("report", &report, "write a self-contained HTML report here");
     flags.AddString("json", &json, "write viommu.compare.v1 here; - for standard output");
+    flags.AddString("shard", &shard,
+                    "I/N: run every N-th row only, from the I-th (0 is the first); `viommu merge` "
+                    "joins the parts' JSON");
     flags.AddString("guest", &guest, "a running guest_svc; empty: a private pair");
     flags.AddString("hypervisor", &hypervisor,
                     "the hypervisor_svc behind --guest; must answer before the run starts");
@@ -81,15 +85,28 @@ struct Options {
   }
 };
 
-struct Plan {
-  std::vector<std::string> policies;
-  std::vector<std::string> strategies;
-  std::vector<uint64_t> live_pages;
-  std::vector<uint64_t> vcpus;
-};
+// "I/N": rows whose number modulo N is I.
+absl::Status ReadShard(const std::string& text, ComparePlan& plan) {
+  if (text.empty()) return absl::OkStatus();
+  const size_t slash = text.find('/');
+  const auto shard = ParseNumber(text.substr(0, slash));
+  const auto shards = slash == std::string::npos ? shard : ParseNumber(text.substr(slash + 1));
+  if (slash == std::string::npos || !shard.ok() || !shards.ok() || *shard >= *shards) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--shard: '", text, "' is not I/N with I below N, e.g. 0/4"));
+  }
+  plan.shard = *shard;
+  plan.shards = *shards;
+  return absl::OkStatus();
+}
 
-absl::StatusOr<Plan> MakePlan(const Options& options, const LoadInput& input) {
-  Plan plan;
+absl::StatusOr<ComparePlan> MakePlan(const Options& options, const LoadInput& input) {
+  ComparePlan plan;
+  plan.ops = options.ops;
+  plan.hz = options.hz;
+  plan.map_sync = options.map_sync;
+  plan.hint = options.hint;
+  if (absl::Status s = ReadShard(options.shard, plan); !s.ok()) return s;
   const auto policies = SplitList(options.policies);
   if (!policies.ok()) return policies.status();
   plan.policies = *policies;
@@ -134,8 +151,8 @@ absl::StatusOr<Plan> MakePlan(const Options& options, const LoadInput& input) {
   return plan;
 }
 
-std::vector<std::string> Notes(const Options& options, const LoadInput& input, const Plan& plan,
-                               bool private_pair) {
+std::vector<std::string> Notes(const Options& options, const LoadInput& input,
+                               const ComparePlan& plan, bool private_pair) {
   std::vector<std::string> notes;
   if (std::any_of(plan.policies.begin(), plan.policies.end(), [](const std::string& name) {
         return DecidePolicy(*ParsePolicy(name), false, {true}).effective != *ParsePolicy(name);
@@ -163,6 +180,9 @@ std::vector<std::string> Notes(const Options& options, const LoadInput& input, c
                                    " events of this trace."));
     }
   }
+  if (plan.shards > 1) {
+    notes.push_back(absl::StrCat("Sharded over ", plan.shards, " runs."));
+  }
   if (!options.verify.empty()) notes.push_back(absl::StrCat("Oracle: ", options.verify, "."));
   notes.push_back(
       "Modelled time is exact counts times the preset's constants on a virtual clock; it is no "
@@ -170,56 +190,55 @@ std::vector<std::string> Notes(const Options& options, const LoadInput& input, c
   return notes;
 }
 
-absl::Status RunRows(const Options& options, const Plan& plan, const LoadInput& input,
+v1::WorkloadSpec SpecOf(const Options& options, const PlannedRow& row,
+                        const v1::CostPreset& preset) {
+  v1::WorkloadSpec spec;
+  spec.set_policy(row.policy);
+  spec.set_strategy(row.strategy);
+  spec.set_live_pages(row.live_pages);
+  spec.set_vcpus(static_cast<uint32_t>(row.vcpus));
+  spec.set_op_count(options.ops);
+  spec.set_seed(options.seed);
+  spec.set_map_sync(options.map_sync);
+  spec.set_force_lazy(true);
+  spec.set_hz(options.hz);
+  spec.set_hint(options.hint);
+  *spec.mutable_cost_preset() = preset;
+  spec.set_verify(options.verify);
+  spec.set_touch_after_unmap(true);
+  return spec;
+}
+
+absl::Status RunRows(const Options& options, const LoadInput& input,
                      v1::GuestService::StubInterface& guest, ServicePair* pair,
                      Comparison& comparison) {
-  const size_t total =
-      plan.policies.size() * plan.strategies.size() * plan.live_pages.size() * plan.vcpus.size();
+  const std::vector<PlannedRow> rows = RowsOf(comparison.plan);
   Progress progress(kProgram);
-  for (uint64_t vcpus : plan.vcpus) {
-    for (const std::string& strategy : plan.strategies) {
-      for (uint64_t live_pages : plan.live_pages) {
-        for (const std::string& policy : plan.policies) {
-          v1::WorkloadSpec spec;
-          spec.set_policy(policy);
-          spec.set_strategy(strategy);
-          spec.set_live_pages(live_pages);
-          spec.set_vcpus(static_cast<uint32_t>(vcpus));
-          spec.set_op_count(options.ops);
-          spec.set_seed(options.seed);
-          spec.set_map_sync(options.map_sync);
-          spec.set_force_lazy(true);
-          spec.set_hz(options.hz);
-          spec.set_hint(options.hint);
-          *spec.mutable_cost_preset() = comparison.cost_preset;
-          spec.set_verify(options.verify);
-          spec.set_touch_after_unmap(true);
-          const std::string name =
-              absl::StrFormat("row %d of %d, %s x %s, %s live pages", comparison.rows.size() + 1,
-                              total, policy, strategy, Grouped(live_pages));
-          WorkloadCallbacks callbacks;
-          callbacks.progress = [&](uint64_t done, uint64_t all) {
-            progress.Say(all == 0 ? absl::StrFormat("%s: %s operations", name, Grouped(done))
-                                  : absl::StrFormat("%s: %d %%", name,
-                                                    std::min<uint64_t>(100, 100 * done / all)));
-          };
-          absl::StatusOr<v1::WorkloadResult> result = RunWorkload(guest, spec, input, callbacks);
-          if (!result.ok()) {
-            if (pair != nullptr) {
-              if (absl::Status ended = pair->Check(); !ended.ok()) return ended;
-            }
-            return absl::Status(result.status().code(),
-                                absl::StrCat(name, ": ", result.status().message()));
-          }
-          if (result->policy() != policy) {
-            return absl::FailedPreconditionError(absl::StrCat(
-                name, ": the guest ran `", result->policy(), "` instead; this row would mislead"));
-          }
-          comparison.rows.push_back(
-              {policy, strategy, live_pages, static_cast<uint32_t>(vcpus), *std::move(result)});
-        }
+  for (const PlannedRow& row : rows) {
+    const std::string name =
+        absl::StrFormat("row %d of %d, %s x %s, %s live pages", comparison.rows.size() + 1,
+                        rows.size(), row.policy, row.strategy, Grouped(row.live_pages));
+    WorkloadCallbacks callbacks;
+    callbacks.progress = [&](uint64_t done, uint64_t all) {
+      progress.Say(
+          all == 0 ? absl::StrFormat("%s: %s operations", name, Grouped(done))
+                   : absl::StrFormat("%s: %d %%", name, std::min<uint64_t>(100, 100 * done / all)));
+    };
+    absl::StatusOr<v1::WorkloadResult> result =
+        RunWorkload(guest, SpecOf(options, row, comparison.cost_preset), input, callbacks);
+    if (!result.ok()) {
+      if (pair != nullptr) {
+        if (absl::Status ended = pair->Check(); !ended.ok()) return ended;
       }
+      return absl::Status(result.status().code(),
+                          absl::StrCat(name, ": ", result.status().message()));
     }
+    if (result->policy() != row.policy) {
+      return absl::FailedPreconditionError(absl::StrCat(name, ": the guest ran `", result->policy(),
+                                                        "` instead; this row would mislead"));
+    }
+    comparison.rows.push_back({row.policy, row.strategy, row.live_pages,
+                               static_cast<uint32_t>(row.vcpus), *std::move(result)});
   }
   return absl::OkStatus();
 }
@@ -236,6 +255,7 @@ absl::Status Run(const Options& options, Comparison& comparison) {
   comparison.seed = options.seed;
   comparison.cost_preset = *std::move(preset);
   comparison.version = BuildVersion();
+  comparison.plan = *plan;
 
   std::unique_ptr<ServicePair> pair;
   std::string address = options.guest;
@@ -263,7 +283,7 @@ absl::Status Run(const Options& options, Comparison& comparison) {
   const auto channel = Connect(address, options.tls);
   if (!channel.ok()) return channel.status();
   const auto guest = v1::GuestService::NewStub(*channel);
-  return RunRows(options, *plan, *input, *guest, pair.get(), comparison);
+  return RunRows(options, *input, *guest, pair.get(), comparison);
 }
 
 }  // namespace
@@ -277,32 +297,7 @@ int RunCompare(const Args& args) {
   comparison.command = QuoteCommand(kProgram, args);
   if (absl::Status status = Run(options, comparison); !status.ok()) return Fail(kProgram, status);
 
-  // With --json=- standard output is the document's.
-  std::FILE* out = options.json == "-" ? stderr : stdout;
-  std::fprintf(out, "%s, seed %llu, cost preset %s\n\n%s\n", comparison.input.c_str(),
-               static_cast<unsigned long long>(comparison.seed),
-               comparison.cost_preset.name().c_str(), ToTable(comparison).c_str());
-  for (const std::string& sentence : Answer(comparison)) {
-    std::fprintf(out, "%s\n", sentence.c_str());
-  }
-  std::fprintf(out, "\n");
-  for (const std::string& note : comparison.notes) std::fprintf(out, "Note: %s\n", note.c_str());
-  if (!options.json.empty()) {
-    if (absl::Status s = WriteJson(options.json, ToJson(comparison)); !s.ok()) {
-      return Fail(kProgram, s);
-    }
-  }
-  if (!options.report.empty()) {
-    if (absl::Status s = WriteFile(options.report, ToHtml(comparison)); !s.ok()) {
-      return Fail(kProgram, s);
-    }
-    std::fprintf(out, "Report: %s\n", options.report.c_str());
-  }
-  if (const uint64_t mismatches = ShadowMismatches(comparison); mismatches != 0) {
-    return Fail(kProgram, absl::InternalError(absl::StrCat(
-                              Grouped(mismatches), " pages of shadow and reference walk differ")));
-  }
-  return kExitOk;
+  return Publish(kProgram, comparison, {options.json, options.report});
 }
 
 }  // namespace viommu::client

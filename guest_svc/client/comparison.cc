@@ -106,6 +106,23 @@ double CompareRow::entries_changed_per_unmap() const {
   return PerUnmap(static_cast<double>(result.sync().ptes_changed()));
 }
 
+std::vector<PlannedRow> RowsOf(const ComparePlan& plan) {
+  std::vector<PlannedRow> rows;
+  uint64_t number = 0;
+  for (uint64_t vcpus : plan.vcpus) {
+    for (const std::string& strategy : plan.strategies) {
+      for (uint64_t live_pages : plan.live_pages) {
+        for (const std::string& policy : plan.policies) {
+          if (number++ % plan.shards == plan.shard) {
+            rows.push_back({policy, strategy, live_pages, vcpus});
+          }
+        }
+      }
+    }
+  }
+  return rows;
+}
+
 std::optional<Crossover> FindCrossover(const Comparison& comparison, const std::string& first,
                                        const std::string& second, const std::string& strategy,
                                        uint32_t vcpus) {
@@ -171,81 +188,6 @@ std::string ToTable(const Comparison& comparison) {
                Grouped(r.stale_dma_hits()), Grouped(r.sync().shadow_mismatches())});
   }
   return table.ToString();
-}
-
-Json ToJson(const Comparison& comparison) {
-  Json json;
-  json["schema"] = "viommu.compare.v1";
-  json["seed"] = comparison.seed;
-  json["cost_preset"] = comparison.cost_preset.name();
-  json["input"] = comparison.input;
-  json["command"] = comparison.command;
-  json["version"] = comparison.version;
-  json["notes"] = comparison.notes;
-  json["answer"] = Answer(comparison);
-  Json constants = Json::array();
-  for (const v1::CostConstant& c : comparison.cost_preset.constants()) {
-    constants.push_back({{"name", c.name()},
-                         {"value_ns", c.value_ns()},
-                         {"low_ns", c.low_ns()},
-                         {"high_ns", c.high_ns()},
-                         {"certainty", c.certainty()},
-                         {"source", c.source()}});
-  }
-  json["cost_constants"] = std::move(constants);
-  Json rows = Json::array();
-  for (const CompareRow& row : comparison.rows) {
-    const v1::WorkloadResult& r = row.result;
-    const v1::SyncCost& sync = r.sync();
-    Json j;
-    j["policy"] = row.policy;
-    j["strategy"] = row.strategy;
-    j["live_pages"] = row.live_pages;
-    j["vcpus"] = row.vcpus;
-    j["maps"] = r.maps();
-    j["unmaps"] = r.unmaps();
-    j["pages_mapped"] = r.pages_mapped();
-    j["pages_unmapped"] = r.pages_unmapped();
-    j["exits"] = r.exits();
-    j["descriptors"] = {{"iotlb_page", r.descriptors_iotlb_page()},
-                        {"iotlb_domain", r.descriptors_iotlb_domain()},
-                        {"iotlb_global", r.descriptors_iotlb_global()},
-                        {"context", r.descriptors_context()},
-                        {"device_tlb", r.descriptors_device_tlb()},
-                        {"wait", r.descriptors_wait()}};
-    j["table_pages_read"] = sync.table_pages_read();
-    j["ptes_read"] = sync.ptes_read();
-    j["bytes_read"] = sync.bytes_read();
-    j["ptes_changed"] = sync.ptes_changed();
-    j["dma_maps"] = sync.dma_maps();
-    j["dma_unmaps"] = sync.dma_unmaps();
-    j["pinned_pages_max"] = r.pinned_pages_max();
-    j["iotlb_invalidations"] = sync.iotlb_invalidations();
-    j["shadow_mismatches"] = sync.shadow_mismatches();
-    j["stale_page_seconds"] = r.stale_page_seconds();
-    j["stale_age_max_seconds"] = r.stale_age_max_seconds();
-    j["stale_dma_hits"] = r.stale_dma_hits();
-    j["reused_while_stale_pages"] = r.reused_while_stale_pages();
-    j["modelled_ns_per_unmap"] = row.ns_per_unmap();
-    j["modelled_ns_total"] = r.modelled_ns_total();
-    j["modelled_ns"] = {{"guest", r.modelled_guest_ns()}, {"exit", r.modelled_exit_ns()},
-                        {"walk", r.modelled_walk_ns()},   {"dma", r.modelled_dma_ns()},
-                        {"hw", r.modelled_hw_ns()},       {"wait", r.modelled_wait_ns()}};
-    j["leaves_visited"] = sync.leaves_visited();
-    j["dma_map_failures"] = sync.dma_map_failures();
-    j["refused_pages"] = r.refused_pages();
-    j["verified_pages"] = sync.verified_pages();
-    j["flushes"] = {
-        {"full", r.flushes_full()}, {"timeout", r.flushes_timeout()}, {"sync", r.flushes_sync()}};
-    j["failed_ops"] = r.failed_ops();
-    j["virtual_seconds"] = r.virtual_seconds();
-    j["wall_seconds"] = r.wall_seconds();
-    j["wall_ns_per_unmap_p50"] = r.wall_ns_per_unmap_p50();
-    j["wall_ns_per_unmap_p99"] = r.wall_ns_per_unmap_p99();
-    rows.push_back(std::move(j));
-  }
-  json["rows"] = std::move(rows);
-  return json;
 }
 
 uint64_t ShadowMismatches(const Comparison& comparison) {

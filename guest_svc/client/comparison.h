@@ -25,12 +25,37 @@ struct CompareRow {
   double entries_changed_per_unmap() const;
 };
 
+// What a sweep runs, and the part of it that one process runs.
+struct ComparePlan {
+  std::vector<std::string> policies;
+  std::vector<std::string> strategies;
+  std::vector<uint64_t> live_pages;  // ascending
+  std::vector<uint64_t> vcpus;
+  uint64_t ops = 0;  // of a workload
+  uint64_t hz = 0;
+  std::string map_sync;
+  std::string hint;
+  uint64_t shard = 0;  // runs the rows whose number modulo `shards` is this
+  uint64_t shards = 1;
+};
+
+struct PlannedRow {
+  std::string policy;
+  std::string strategy;
+  uint64_t live_pages = 0;
+  uint64_t vcpus = 1;
+};
+
+// The rows of `plan`'s shard in the order they run: by vcpus, strategy, live pages, policy.
+std::vector<PlannedRow> RowsOf(const ComparePlan& plan);
+
 struct Comparison {
   std::string command;  // as typed
   std::string version;
   std::string input;  // name of the load
   uint64_t seed = 0;
   v1::CostPreset cost_preset;
+  ComparePlan plan;
   std::vector<std::string> notes;  // what was overridden or set large, and why
   std::vector<CompareRow> rows;    // by vcpus, live pages, strategy, policy
 };
@@ -55,9 +80,6 @@ std::vector<std::string> Answer(const Comparison& comparison);
 
 // The table that `compare` prints.
 std::string ToTable(const Comparison& comparison);
-
-// contracts.md, viommu.compare.v1.
-Json ToJson(const Comparison& comparison);
 
 // Sum over rows.
 uint64_t ShadowMismatches(const Comparison& comparison);

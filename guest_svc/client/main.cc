@@ -19,6 +19,7 @@ struct Command {
 
 constexpr Command kCommands[] = {
     {"compare", "what each invalidation policy costs under each hypervisor strategy", RunCompare},
+    {"merge", "join the JSON of a sharded compare into one report", RunMerge},
     {"replay", "replay a recorded map/unmap stream; write the descriptors it submits", RunReplay},
     {"inspect", "list what a saved guest's tables let its devices reach", RunInspect},
     {"load", "real-time load on a running guest", RunLoadCommand},

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <fstream>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -46,6 +47,30 @@ absl::Status WriteFile(const std::string& path, const std::string& content) {
 
 absl::Status WriteJson(const std::string& path, const Json& json) {
   return WriteFile(path, json.dump(1) + "\n");
+}
+
+absl::StatusOr<std::string> ReadFile(const std::string& path, uint64_t max_bytes) {
+  std::ifstream in(path, std::ios::binary);
+  if (!in) return absl::NotFoundError(absl::StrCat(path, ": cannot be read"));
+  std::string text;
+  char buffer[1 << 16];
+  while (in.read(buffer, sizeof(buffer)) || in.gcount() > 0) {
+    text.append(buffer, static_cast<size_t>(in.gcount()));
+    if (text.size() > max_bytes) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(path, ": larger than ", Grouped(max_bytes), " bytes"));
+    }
+  }
+  if (in.bad()) return absl::InvalidArgumentError(absl::StrCat(path, ": cannot be read"));
+  return text;
+}
+
+absl::StatusOr<Json> ReadJson(const std::string& path, uint64_t max_bytes) {
+  const auto text = ReadFile(path, max_bytes);
+  if (!text.ok()) return text.status();
+  Json json = Json::parse(*text, nullptr, false);
+  if (json.is_discarded()) return absl::InvalidArgumentError(absl::StrCat(path, ": is no JSON"));
+  return json;
 }
 
 std::string Grouped(uint64_t value) {

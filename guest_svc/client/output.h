@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "nlohmann/json.hpp"
 
 namespace viommu::client {
@@ -18,6 +19,12 @@ using Json = nlohmann::ordered_json;
 // `path` "-": standard output. The file appears whole or not at all.
 absl::Status WriteFile(const std::string& path, const std::string& content);
 absl::Status WriteJson(const std::string& path, const Json& json);
+
+// A whole JSON file. NotFound, InvalidArgument: it cannot be read, is larger than `max_bytes`, or
+// is no JSON.
+absl::StatusOr<Json> ReadJson(const std::string& path, uint64_t max_bytes);
+// A whole file, likewise.
+absl::StatusOr<std::string> ReadFile(const std::string& path, uint64_t max_bytes);
 
 // "12,345"; "1.23" with as many digits as say something; "6.7 us".
 std::string Grouped(uint64_t value);

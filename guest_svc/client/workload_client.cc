@@ -109,14 +109,40 @@ absl::StatusOr<v1::WorkloadResult> RunWorkload(v1::GuestService::StubInterface& 
   return result;
 }
 
+namespace {
+
+// A preset may leave constants out; what then holds is shown like any other.
+absl::StatusOr<v1::CostPreset> WithAllConstants(v1::CostPreset preset) {
+  const auto model = FromProto(preset);
+  if (!model.ok()) return model.status();
+  const v1::CostPreset all = ToProto(*model);
+  for (const v1::CostConstant& constant : all.constants()) {
+    if (std::any_of(preset.constants().begin(), preset.constants().end(),
+                    [&](const v1::CostConstant& c) { return c.name() == constant.name(); })) {
+      continue;
+    }
+    v1::CostConstant* added = preset.add_constants();
+    *added = constant;
+    added->set_low_ns(constant.value_ns());
+    added->set_high_ns(constant.value_ns());
+    added->set_source("not in this preset: the default");
+    added->set_certainty("assumed");
+  }
+  return preset;
+}
+
+}  // namespace
+
 absl::StatusOr<v1::CostPreset> FindCostPreset(const std::string& name) {
   absl::StatusOr<v1::CostPreset> preset = LoadCostPreset(name);
-  if (preset.ok()) return preset;
+  if (preset.ok()) return WithAllConstants(*std::move(preset));
   std::string names;
   for (const EmbeddedPreset& embedded : kEmbeddedPresets) {
     if (name == embedded.name) {
       v1::CostPreset parsed;
-      if (google::protobuf::TextFormat::ParseFromString(embedded.text, &parsed)) return parsed;
+      if (google::protobuf::TextFormat::ParseFromString(embedded.text, &parsed)) {
+        return WithAllConstants(std::move(parsed));
+      }
     }
     absl::StrAppend(&names, names.empty() ? "" : ", ", embedded.name);
   }

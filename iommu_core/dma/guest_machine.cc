@@ -260,6 +260,7 @@ absl::Status GuestMachineImpl::MapLocked(DmaDomain& domain, Iova iova,
   std::vector<PhysAddr> replaced;
   absl::Status status;
   for (const Segment& segment : segments) {
+    ++stats_.map_updates;
     SpendGuest(config_.cost_model.map_update_ns);
     auto mapped = domain.table->Map(at, ToPhys(segment.guest_pa), segment.size_bytes, access);
     if (!mapped.ok()) {
@@ -404,6 +405,7 @@ absl::StatusOr<UnmapOutcome> GuestMachineImpl::UnmapLocked(DmaDomain& domain, Io
   }
   std::vector<uint64_t> pages;
   if (deferred) pages = PagesOf(domain, range);
+  ++stats_.unmap_updates;
   SpendGuest(config_.cost_model.unmap_update_ns);
   auto unmapped = domain.table->Unmap(range);
   if (!unmapped.ok()) return unmapped.status();

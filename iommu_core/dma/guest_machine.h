@@ -43,6 +43,8 @@ struct GuestStats {
   uint64_t unmap_failures = 0;
   uint64_t pages_mapped = 0;
   uint64_t pages_unmapped = 0;
+  uint64_t map_updates = 0;  // table updates priced: one a segment of a list
+  uint64_t unmap_updates = 0;
   uint64_t submissions = 0;  // doorbells: trapped submissions
   uint64_t descriptors_context = 0;
   uint64_t descriptors_iotlb_global = 0;

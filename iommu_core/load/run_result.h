@@ -16,6 +16,8 @@ struct RunResult {
   uint64_t unmaps = 0;
   uint64_t pages_mapped = 0;
   uint64_t pages_unmapped = 0;
+  uint64_t map_updates = 0;  // table updates of the guest: one a segment of a list
+  uint64_t unmap_updates = 0;
   uint64_t exits = 0;  // doorbells: trapped submissions
   uint64_t descriptors_iotlb_page = 0;
   uint64_t descriptors_iotlb_domain = 0;

@@ -245,6 +245,8 @@ class Run {
     r.unmaps = before_.unmaps + after.unmaps;
     r.pages_mapped = before_.pages_mapped + after.pages_mapped;
     r.pages_unmapped = before_.pages_unmapped + after.pages_unmapped;
+    r.map_updates = before_.map_updates + after.map_updates;
+    r.unmap_updates = before_.unmap_updates + after.unmap_updates;
     r.exits = before_.submissions + after.submissions;
     r.descriptors_iotlb_page = before_.descriptors_iotlb_page + after.descriptors_iotlb_page;
     r.descriptors_iotlb_domain = before_.descriptors_iotlb_domain + after.descriptors_iotlb_domain;

@@ -146,6 +146,49 @@ class Compare(unittest.TestCase):
             self.assertNotIn("http", html)
 
 
+class Merge(unittest.TestCase):
+    SWEEP = ["compare", "--workload=rr", "--ops=300", "--policies=strict,lazy,lazy-psi",
+             "--live_pages=16,256", "--vcpus=1,2", "--strategies=walk"]
+
+    def test_shards_are_the_sweep(self):
+        with tempfile.TemporaryDirectory() as folder:
+            parts = []
+            for shard in range(3):
+                parts.append(f"{folder}/{shard}.json")
+                result = viommu(*self.SWEEP, f"--shard={shard}/3", f"--json={parts[-1]}")
+                self.assertEqual(result.returncode, 0, result.stderr)
+            report = f"{folder}/all.html"
+            merged = viommu("merge", "--json=-", f"--report={report}", *reversed(parts))
+            self.assertEqual(merged.returncode, 0, merged.stderr)
+            whole = json.loads(viommu(*self.SWEEP, "--json=-").stdout)
+            strip = lambda d: [{k: v for k, v in r.items() if not k.startswith("wall_")}
+                               for r in d["rows"]]
+            document = json.loads(merged.stdout)
+            self.assertEqual(strip(document), strip(whole))
+            self.assertEqual(document["answer"], whole["answer"])
+            self.assertTrue(os.path.getsize(report) > 1000)
+            # Modelled time is the counts times the preset's constants: nothing else went in.
+            prices = {c["name"]: c["value_ns"] for c in document["cost_constants"]}
+            for row in document["rows"]:
+                self.assertEqual(set(row["priced_events"]), set(prices))
+                total = sum(n * prices[name] for name, n in row["priced_events"].items())
+                total += row["modelled_ns"]["wait"]
+                self.assertAlmostEqual(total / row["modelled_ns_total"], 1, places=9)
+            missing = viommu("merge", parts[0], parts[2])
+            self.assertEqual(missing.returncode, 1)
+            self.assertIn("--shard=1/3", missing.stderr)
+
+    def test_wrong_use(self):
+        for code, text, *args in [
+                (2, "no file to merge", "merge"),
+                (2, "/nonexistent", "merge", "/nonexistent"),
+                (2, "is no JSON", "merge", "/etc/passwd"),
+                (2, "is not I/N with I below N", *self.SWEEP, "--shard=3/3")]:
+            result = viommu(*args)
+            self.assertEqual(result.returncode, code, result.stderr)
+            self.assertIn(text, result.stderr)
+
+
 class Replay(unittest.TestCase):
     def replay(self, trace, *args):
         with tempfile.TemporaryDirectory() as folder:

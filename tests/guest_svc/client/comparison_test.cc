@@ -4,6 +4,7 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "guest_svc/client/compare_document.h"
 #include "guest_svc/client/report.h"
 
 namespace viommu::client {
