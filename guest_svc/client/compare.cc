@@ -171,9 +171,10 @@ std::vector<std::string> Notes(const Options& options, const LoadInput& input,
         "The trace runs as its drivers' calls: which IOVA a buffer gets is decided by the policy's "
         "own allocator state, times and sizes are the recorded ones.");
     if (input.recorded_domains > 0) {
-      notes.push_back(absl::StrCat(input.recorded_domains,
-                                   " domains keep their recorded IOVAs: their unmaps do not pair "
-                                   "with whole maps."));
+      notes.push_back(
+          absl::StrCat(input.recorded_domains,
+                       input.recorded_domains == 1 ? " domain keeps its" : " domains keep their",
+                       " recorded IOVAs, since unmaps do not pair with whole maps."));
     }
     if (input.trace.info.lost_events > 0) {
       notes.push_back(absl::StrCat("The kernel lost ", Grouped(input.trace.info.lost_events),

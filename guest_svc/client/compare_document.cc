@@ -275,6 +275,7 @@ Json ToJson(const Comparison& comparison) {
   json["version"] = comparison.version;
   json["plan"] = PlanToJson(comparison.plan);
   json["notes"] = comparison.notes;
+  json["verdict"] = Verdict(comparison);
   json["answer"] = Answer(comparison);
   json["cost_preset_description"] = comparison.cost_preset.description();
   Json constants = Json::array();

@@ -16,6 +16,7 @@ int Publish(const std::string& program, const Comparison& comparison, const Outp
   std::fprintf(out, "%s, seed %llu, cost preset %s\n\n%s\n", comparison.input.c_str(),
                static_cast<unsigned long long>(comparison.seed),
                comparison.cost_preset.name().c_str(), ToTable(comparison).c_str());
+  std::fprintf(out, "%s\n", Verdict(comparison).c_str());
   for (const std::string& sentence : Answer(comparison)) {
     std::fprintf(out, "%s\n", sentence.c_str());
   }

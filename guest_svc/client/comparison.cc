@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -94,6 +95,65 @@ std::string SwapSentence(const Comparison& comparison, const std::string& first,
                       Duration(b.back()->ns_per_unmap()), " per unmap at the largest).");
 }
 
+// Rounded to two significant digits: an interpolation between sizes far apart has no more.
+uint64_t TwoDigits(double value) {
+  const double unit = std::pow(10, std::max(0.0, std::floor(std::log10(std::max(1.0, value))) - 1));
+  return static_cast<uint64_t>(std::llround(value / unit) * std::llround(unit));
+}
+
+// "`a` up to about 9,000 live pages, `b` above", by interpolation between measured sizes. Adds the
+// policies it names to `named`.
+std::string Cheapest(const Comparison& comparison, const std::string& strategy, uint32_t vcpus,
+                     std::vector<std::string>& named) {
+  std::map<uint64_t, std::vector<const CompareRow*>> by_live;
+  for (const CompareRow& row : comparison.rows) {
+    if (row.strategy == strategy && row.vcpus == vcpus) by_live[row.live_pages].push_back(&row);
+  }
+  const auto find = [&](uint64_t live, const std::string& policy) -> const CompareRow* {
+    const auto rows = by_live.find(live);
+    if (rows == by_live.end()) return nullptr;
+    for (const CompareRow* row : rows->second) {
+      if (row->policy == policy) return row;
+    }
+    return nullptr;
+  };
+  std::string text;
+  std::string best;
+  uint64_t last = 0;
+  for (const auto& [live, rows] : by_live) {
+    const std::string& winner =
+        (*std::min_element(rows.begin(), rows.end(), [](const auto* a, const auto* b) {
+          return a->ns_per_unmap() < b->ns_per_unmap();
+        }))->policy;
+    if (winner != best) {
+      named.push_back(winner);
+      const CompareRow* old_low = find(last, best);
+      const CompareRow* old_high = find(live, best);
+      const CompareRow* new_low = find(last, winner);
+      const CompareRow* new_high = find(live, winner);
+      if (old_low != nullptr && old_high != nullptr && new_low != nullptr) {
+        const double below = new_low->ns_per_unmap() - old_low->ns_per_unmap();
+        const double above = old_high->ns_per_unmap() - new_high->ns_per_unmap();
+        const double at =
+            static_cast<double>(last) + static_cast<double>(live - last) * below / (below + above);
+        absl::StrAppend(&text, "`", best, "` up to about ", Grouped(TwoDigits(at)),
+                        " live pages, ");
+      } else if (!best.empty()) {
+        absl::StrAppend(&text, "`", best, "` up to ", Grouped(last), " live pages, ");
+      }
+      best = winner;
+    }
+    last = live;
+  }
+  absl::StrAppend(&text, "`", best, "` ",
+                  !text.empty() ? "above"
+                  : by_live.size() == 1
+                      ? absl::StrCat("at ", Grouped(last), " live pages")
+                      : absl::StrCat("at every live set from ", Grouped(by_live.begin()->first),
+                                     " to ", Grouped(last), " pages"));
+  return text;
+}
+
 }  // namespace
 
 double CompareRow::PerUnmap(double total) const {
@@ -156,6 +216,44 @@ std::optional<Crossover> FindCrossover(const Comparison& comparison, const std::
     return cross;
   }
   return std::nullopt;
+}
+
+std::string Verdict(const Comparison& comparison) {
+  if (comparison.rows.empty()) return "";
+  std::vector<std::string> named;
+  std::vector<std::pair<std::string, std::string>> by_setting;  // where, what
+  for (const auto& [strategy, vcpus] : Settings(comparison)) {
+    const std::string where = SettingName(comparison, strategy, vcpus);
+    const std::string what = Cheapest(comparison, strategy, vcpus, named);
+    const auto same = std::find_if(by_setting.begin(), by_setting.end(),
+                                   [&](const auto& entry) { return entry.second == what; });
+    if (same == by_setting.end()) {
+      by_setting.emplace_back(where, what);
+    } else {
+      absl::StrAppend(&same->first, " and ", where);
+    }
+  }
+  std::vector<std::string> parts;
+  for (const auto& [where, what] : by_setting) {
+    parts.push_back(absl::StrCat("with ", where, ", ", what));
+  }
+  std::string text = absl::StrCat("Cheapest per unmap: ", absl::StrJoin(parts, "; "), ".");
+  std::vector<std::string> exposure;
+  std::vector<std::string> seen;
+  for (const std::string& policy : named) {
+    if (std::find(seen.begin(), seen.end(), policy) != seen.end()) continue;
+    seen.push_back(policy);
+    double oldest = 0;
+    for (const CompareRow& row : comparison.rows) {
+      if (row.policy == policy) oldest = std::max(oldest, row.result.stale_age_max_seconds());
+    }
+    exposure.push_back(oldest == 0
+                           ? absl::StrCat("`", policy, "` never")
+                           : absl::StrCat("`", policy, "` for up to ", Duration(oldest * 1e9)));
+  }
+  absl::StrAppend(
+      &text, " A device can still reach an unmapped page: ", absl::StrJoin(exposure, ", "), ".");
+  return text;
 }
 
 std::vector<std::string> Answer(const Comparison& comparison) {

@@ -1,13 +1,12 @@
 #include "guest_svc/client/report.h"
 
-#include <algorithm>
-#include <map>
-#include <utility>
-#include <vector>
-
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "guest_svc/client/chart.h"
+#include "absl/strings/str_replace.h"
+#include "absl/strings/str_split.h"
+#include "guest_svc/client/compare_document.h"
+#include "guest_svc/client/output.h"
+#include "guest_svc/client/report_assets.h"
 
 namespace viommu::client {
 namespace {
@@ -16,170 +15,94 @@ constexpr char kHead[] = R"html(<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>What a virtual IOMMU's invalidations cost</title>
-<style>
-body{font:16px/1.5 system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 1em;color:#222}
-h1{font-size:1.6em}h2{font-size:1.2em;margin-top:2em}
-.answer{font-size:1.1em;background:#f2f6fa;border-left:4px solid #0072B2;padding:.6em 1em}
-.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(460px,1fr));gap:1em}
-figure{margin:0}figcaption{font-weight:600}svg{width:100%;height:auto;font:12px system-ui,sans-serif}
-.grid{stroke:#ddd;fill:none}.line{fill:none;stroke-width:2}
-.mark{stroke:#444;fill:none;stroke-dasharray:4 3}.marktext{font-weight:600}
-.legend span{margin-right:1em;white-space:nowrap}
-.legend i{display:inline-block;width:.8em;height:.8em;border-radius:50%;margin-right:.3em}
-.scroll{overflow-x:auto}table{border-collapse:collapse;font-size:13px}
-th,td{padding:.25em .6em;border-bottom:1px solid #ddd;text-align:right;white-space:nowrap}
-th:first-child,td:first-child,.text{text-align:left}
-code{background:#f4f4f4;padding:.1em .3em;overflow-wrap:anywhere}td.source{white-space:normal;text-align:left}
-</style></head><body>
+<link rel="icon" href="data:,">
+)html";
+constexpr char kCharts[] =
+    R"html(<noscript><p>The charts need JavaScript; the table does not.</p></noscript>
+<div id="choices" class="bar"></div>
+<div id="charts" class="charts"></div>
 )html";
 
+std::string HtmlEscape(const std::string& text) {
+  return absl::StrReplaceAll(
+      text, {{"&", "&amp;"}, {"<", "&lt;"}, {">", "&gt;"}, {"\"", "&quot;"}, {"'", "&#39;"}});
+}
+
+// Prose: what stands between backticks becomes <code>.
+std::string WithCode(const std::string& text) {
+  std::string html;
+  bool code = false;
+  for (const auto& piece : absl::StrSplit(HtmlEscape(text), '`')) {
+    absl::StrAppend(&html, code ? "<code>" : "", piece, code ? "</code>" : "");
+    code = !code;
+  }
+  return html;
+}
+
+// Inside <script> nothing but a "<" can end the element or open a comment.
+std::string InsideScript(const std::string& json) {
+  return absl::StrReplaceAll(json, {{"<", "\\u003c"}});
+}
+
 std::string Ns(double ns) { return Duration(ns); }
-std::string Count(double n) {
-  return n >= 1 || n == 0 ? Grouped(static_cast<uint64_t>(n)) : Short(n);
-}
-
-// A policy has the same colour in every chart.
-int ColorOf(const Comparison& comparison, const std::string& policy) {
-  std::vector<std::string> seen;
-  for (const CompareRow& row : comparison.rows) {
-    const auto it = std::find(seen.begin(), seen.end(), row.policy);
-    if (it == seen.end()) seen.push_back(row.policy);
-  }
-  return static_cast<int>(std::find(seen.begin(), seen.end(), policy) - seen.begin());
-}
-
-using Setting = std::pair<std::string, uint32_t>;  // strategy, vcpus
-
-std::vector<Setting> Settings(const Comparison& comparison) {
-  std::vector<Setting> settings;
-  for (const CompareRow& row : comparison.rows) {
-    const Setting setting(row.strategy, row.vcpus);
-    if (std::find(settings.begin(), settings.end(), setting) == settings.end()) {
-      settings.push_back(setting);
-    }
-  }
-  return settings;
-}
-
-// One series per policy.
-template <typename X, typename Y>
-std::vector<Series> PerPolicy(const Comparison& comparison, const Setting& setting, X x, Y y,
-                              bool line) {
-  std::vector<Series> list;
-  for (const CompareRow& row : comparison.rows) {
-    if (Setting(row.strategy, row.vcpus) != setting) continue;
-    auto it = std::find_if(list.begin(), list.end(),
-                           [&](const Series& s) { return s.name == row.policy; });
-    if (it == list.end()) {
-      list.push_back({row.policy, ColorOf(comparison, row.policy), {}, line});
-      it = list.end() - 1;
-    }
-    it->points.emplace_back(x(row), y(row));
-  }
-  for (Series& series : list) std::sort(series.points.begin(), series.points.end());
-  return list;
-}
-
-double Live(const CompareRow& row) { return static_cast<double>(row.live_pages); }
-
-Chart CostChart(const Comparison& comparison, const Setting& setting, const std::string& where) {
-  Chart chart;
-  chart.title = absl::StrCat("Modelled cost per unmap, ", where);
-  chart.x = {"live pages", true, Count};
-  chart.y = {"modelled time per unmap", true, Ns};
-  chart.series = PerPolicy(
-      comparison, setting, Live, [](const CompareRow& r) { return r.ns_per_unmap(); }, true);
-  const auto cross =
-      FindCrossover(comparison, "lazy-single", "strict", setting.first, setting.second);
-  if (!cross) return chart;
-  // On the line of strict, at the interpolated live set.
-  for (const Series& series : chart.series) {
-    if (series.name != "strict") continue;
-    for (size_t i = 1; i < series.points.size(); ++i) {
-      const auto& [x0, y0] = series.points[i - 1];
-      const auto& [x1, y1] = series.points[i];
-      if (cross->live_pages < x0 || cross->live_pages > x1 || x1 == x0) continue;
-      chart.markers.push_back(
-          {cross->live_pages, y0 + (y1 - y0) * (cross->live_pages - x0) / (x1 - x0),
-           absl::StrCat("lazy-single = strict at about ", Count(cross->live_pages))});
-      return chart;
-    }
-  }
-  return chart;
-}
-
-Chart ReadChart(const Comparison& comparison, const Setting& setting, const std::string& where) {
-  Chart chart;
-  chart.title = absl::StrCat("Table entries read per unmap (lines) and changed (dots), ", where);
-  chart.x = {"live pages", true, Count};
-  chart.y = {"entries per unmap", true, Short};
-  chart.series = PerPolicy(
-      comparison, setting, Live, [](const CompareRow& r) { return r.entries_read_per_unmap(); },
-      true);
-  auto changed = PerPolicy(
-      comparison, setting, Live, [](const CompareRow& r) { return r.entries_changed_per_unmap(); },
-      false);
-  for (Series& series : changed) {
-    series.name += ", changed";
-    chart.series.push_back(std::move(series));
-  }
-  return chart;
-}
-
-Chart ExposureChart(const Comparison& comparison, const Setting& setting,
-                    const std::string& where) {
-  Chart chart;
-  chart.title = absl::StrCat("What exposure buys: cost against stale time per page, ", where);
-  chart.x = {"mean time that an unmapped page stays reachable", false, Ns};
-  chart.y = {"modelled time per unmap", true, Ns};
-  chart.series = PerPolicy(
-      comparison, setting,
-      [](const CompareRow& r) {
-        const auto pages = static_cast<double>(r.result.pages_unmapped());
-        return pages == 0 ? 0 : 1e9 * r.result.stale_page_seconds() / pages;
-      },
-      [](const CompareRow& r) { return r.ns_per_unmap(); }, false);
-  return chart;
-}
+// A cell: what people read, and what sorting compares.
+struct Cell {
+  std::string text;
+  std::string value;
+};
+Cell TextCell(const std::string& text) { return {text, text}; }
+Cell CountCell(uint64_t n) { return {Grouped(n), absl::StrCat(n)}; }
+Cell RealCell(double value) { return {Short(value), absl::StrCat(value)}; }
+Cell TimeCell(double ns) { return {Ns(ns), absl::StrCat(ns)}; }
 
 std::string Table(const Comparison& comparison) {
-  std::string html =
-      "<div class=\"scroll\"><table><tr><th>strategy</th><th>live pages</th><th>vCPUs</th>"
-      "<th>policy</th><th>maps</th><th>unmaps</th><th>exits</th><th>PSI</th><th>DSI</th>"
-      "<th>entries read</th><th>per unmap</th><th>changed</th><th>map calls</th>"
-      "<th>unmap calls</th><th>modelled / unmap</th><th>exit</th><th>walk</th><th>container</th>"
-      "<th>stale page s</th><th>oldest</th><th>stale hits</th><th>reused stale</th>"
-      "<th>mismatches</th></tr>\n";
+  std::string html = "<div class=\"scroll\"><table id=\"rows\"><thead><tr>";
+  for (const char* name : {"strategy",     "live pages",   "vCPUs",
+                           "policy",       "maps",         "unmaps",
+                           "exits",        "PSI",          "DSI",
+                           "entries read", "read / unmap", "changed",
+                           "map calls",    "unmap calls",  "modelled / unmap",
+                           "exit",         "walk",         "map and unmap calls",
+                           "stale page s", "oldest",       "stale hits",
+                           "reused stale", "mismatches",   "wall p50",
+                           "wall p99"}) {
+    absl::StrAppend(&html, "<th>", name, "</th>");
+  }
+  html += "</tr></thead><tbody>\n";
   for (const CompareRow& row : comparison.rows) {
     const v1::WorkloadResult& r = row.result;
-    absl::StrAppend(&html, "<tr><td>", HtmlEscape(row.strategy), "</td>");
-    for (const std::string& cell : {Grouped(row.live_pages),
-                                    absl::StrCat(row.vcpus),
-                                    row.policy,
-                                    Grouped(r.maps()),
-                                    Grouped(r.unmaps()),
-                                    Grouped(r.exits()),
-                                    Grouped(r.descriptors_iotlb_page()),
-                                    Grouped(r.descriptors_iotlb_domain()),
-                                    Grouped(r.sync().ptes_read()),
-                                    Short(row.entries_read_per_unmap()),
-                                    Grouped(r.sync().ptes_changed()),
-                                    Grouped(r.sync().dma_maps()),
-                                    Grouped(r.sync().dma_unmaps()),
-                                    Ns(row.ns_per_unmap()),
-                                    Ns(row.PerUnmap(r.modelled_exit_ns())),
-                                    Ns(row.PerUnmap(r.modelled_walk_ns())),
-                                    Ns(row.PerUnmap(r.modelled_dma_ns())),
-                                    Short(r.stale_page_seconds()),
-                                    Ns(1e9 * r.stale_age_max_seconds()),
-                                    Grouped(r.stale_dma_hits()),
-                                    Grouped(r.reused_while_stale_pages()),
-                                    Grouped(r.sync().shadow_mismatches())}) {
-      absl::StrAppend(&html, "<td>", HtmlEscape(cell), "</td>");
+    html += "<tr>";
+    for (const Cell& cell : {TextCell(row.strategy),
+                             CountCell(row.live_pages),
+                             CountCell(row.vcpus),
+                             TextCell(row.policy),
+                             CountCell(r.maps()),
+                             CountCell(r.unmaps()),
+                             CountCell(r.exits()),
+                             CountCell(r.descriptors_iotlb_page()),
+                             CountCell(r.descriptors_iotlb_domain()),
+                             CountCell(r.sync().ptes_read()),
+                             RealCell(row.entries_read_per_unmap()),
+                             CountCell(r.sync().ptes_changed()),
+                             CountCell(r.sync().dma_maps()),
+                             CountCell(r.sync().dma_unmaps()),
+                             TimeCell(row.ns_per_unmap()),
+                             TimeCell(row.PerUnmap(r.modelled_exit_ns())),
+                             TimeCell(row.PerUnmap(r.modelled_walk_ns())),
+                             TimeCell(row.PerUnmap(r.modelled_dma_ns())),
+                             RealCell(r.stale_page_seconds()),
+                             TimeCell(1e9 * r.stale_age_max_seconds()),
+                             CountCell(r.stale_dma_hits()),
+                             CountCell(r.reused_while_stale_pages()),
+                             CountCell(r.sync().shadow_mismatches()),
+                             TimeCell(r.wall_ns_per_unmap_p50()),
+                             TimeCell(r.wall_ns_per_unmap_p99())}) {
+      absl::StrAppend(&html, "<td data-v=\"", HtmlEscape(cell.value), "\">", HtmlEscape(cell.text),
+                      "</td>");
     }
     html += "</tr>\n";
   }
-  return html + "</table></div>\n";
+  return html + "</tbody></table></div>\n";
 }
 
 std::string Preset(const v1::CostPreset& preset) {
@@ -201,32 +124,34 @@ std::string Preset(const v1::CostPreset& preset) {
 
 std::string ToHtml(const Comparison& comparison) {
   std::string html = kHead;
-  absl::StrAppend(&html, "<h1>What a virtual IOMMU's invalidations cost</h1>\n<p>",
-                  HtmlEscape(comparison.input), ", seed ", comparison.seed, ", cost preset ",
-                  HtmlEscape(comparison.cost_preset.name()), ".</p>\n<div class=\"answer\">");
+  absl::StrAppend(&html, "<style>\n", kReportCss, "</style></head><body><main>\n",
+                  "<h1>What a virtual IOMMU's invalidations cost</h1>\n<p class=\"muted\">",
+                  HtmlEscape(comparison.input), " &middot; seed ", comparison.seed,
+                  " &middot; cost preset <b>", HtmlEscape(comparison.cost_preset.name()),
+                  "</b>: ", HtmlEscape(comparison.cost_preset.description()),
+                  "</p>\n<div class=\"answer\"><p class=\"verdict\">",
+                  WithCode(Verdict(comparison)), "</p><details><summary>In figures</summary><ul>");
   for (const std::string& sentence : Answer(comparison)) {
-    absl::StrAppend(&html, "<p>", HtmlEscape(sentence), "</p>");
+    absl::StrAppend(&html, "<li>", WithCode(sentence), "</li>");
   }
-  html += "</div>\n";
-  const std::vector<Setting> settings = Settings(comparison);
-  const bool several_vcpus = std::any_of(settings.begin(), settings.end(), [&](const Setting& s) {
-    return s.second != settings.front().second;
-  });
-  for (const Setting& setting : settings) {
-    const std::string where =
-        several_vcpus ? absl::StrCat(setting.first, ", ", setting.second, " vCPUs") : setting.first;
-    absl::StrAppend(&html, "<h2>Strategy ", HtmlEscape(where), "</h2>\n<div class=\"charts\">\n",
-                    ToSvgFigure(CostChart(comparison, setting, where)),
-                    ToSvgFigure(ReadChart(comparison, setting, where)),
-                    ToSvgFigure(ExposureChart(comparison, setting, where)), "</div>\n");
-  }
-  absl::StrAppend(&html, "<h2>Every row</h2>\n", Table(comparison), Preset(comparison.cost_preset),
-                  "<h2>How this was made</h2>\n<p><code>", HtmlEscape(comparison.command),
-                  "</code></p><p>viommu ", HtmlEscape(comparison.version), "</p>\n<ul>");
+  absl::StrAppend(&html, "</ul></details></div>\n", kCharts, "<h2>Every row</h2>\n",
+                  "<p class=\"downloads\"><a id=\"csv\" download=\"viommu-report.csv\">CSV</a>",
+                  "<a id=\"json\" download=\"viommu-report.json\">JSON</a></p>\n",
+                  Table(comparison), "<h2>How this was made</h2>\n<pre>",
+                  HtmlEscape(comparison.command), "</pre><p>viommu ",
+                  HtmlEscape(comparison.version), ", seed ", comparison.seed, ", cost preset ",
+                  HtmlEscape(comparison.cost_preset.name()), "</p>\n<ul>");
   for (const std::string& note : comparison.notes) {
     absl::StrAppend(&html, "<li>", HtmlEscape(note), "</li>");
   }
-  return html + "</ul>\n</body></html>\n";
+  absl::StrAppend(
+      &html, "</ul>\n", Preset(comparison.cost_preset),
+      "<p class=\"small muted\">Charts: Observable Plot 0.6.17 and D3 7, &copy; Observable "
+      "and Mike Bostock, ISC licence.</p>\n</main>\n",
+      "<script type=\"application/json\" id=\"comparison\">",
+      InsideScript(ToJson(comparison).dump()), "</script>\n<script>", kPlotJs,
+      "</script>\n<script>\n", kReportJs, "</script>\n</body></html>\n");
+  return html;
 }
 
 }  // namespace viommu::client
