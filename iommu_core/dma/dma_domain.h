@@ -12,6 +12,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "iommu_core/base/types.h"
 #include "iommu_core/dma/flush_queue.h"
+#include "iommu_core/dma/page_lane.h"
 #include "iommu_core/iova/iova_allocator.h"
 #include "iommu_core/pt/second_stage_table.h"
 
@@ -33,6 +34,7 @@ struct DmaDomain {
   uint32_t id = 0;
   std::unique_ptr<SecondStageTable> table;
   std::unique_ptr<IovaAllocator> iovas;
+  std::vector<PageLane> lanes;         // by vCPU
   std::unique_ptr<FlushQueue> queue;   // lazy policies only, made at first use
   std::map<uint32_t, DomainTag> tags;  // by unit
   std::map<SourceId, DomainDevice> devices;

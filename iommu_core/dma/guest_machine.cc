@@ -16,6 +16,7 @@ namespace {
 // The first MiB of guest memory is left alone, as a PC's is.
 constexpr uint64_t kBuffersFirst = uint64_t{1} << 20;
 constexpr uint64_t kMaxSegments = 4096;
+constexpr int kOwnWidth = 52;  // of entries that this guest wrote itself
 
 }  // namespace
 
@@ -88,6 +89,10 @@ absl::StatusOr<uint32_t> GuestMachineImpl::CreateDomain(int dma_mask_bits) {
       std::make_unique<IovaAllocator>(IovaAllocatorOptions{.cpus = config_.vcpus,
                                                            .dma_mask_bits = dma_mask_bits,
                                                            .address_width = config_.address_width});
+  for (uint32_t vcpu = 0; vcpu < config_.vcpus; ++vcpu) {
+    domain->lanes.emplace_back(*domain->iovas, vcpu, *domain->table,
+                               dirty_log_ ? &*dirty_log_ : nullptr);
+  }
   domains_[next_domain_] = std::move(domain);
   return next_domain_++;
 }
@@ -262,6 +267,11 @@ absl::Status GuestMachineImpl::MapLocked(DmaDomain& domain, Iova iova,
   for (const Segment& segment : segments) {
     ++stats_.map_updates;
     SpendGuest(config_.cost_model.map_update_ns);
+    if (segment.size_bytes == kPageSize &&
+        domain.lanes[op_vcpu_].entries.Set(at, ToPhys(segment.guest_pa), access)) {
+      at += kPageSize;
+      continue;
+    }
     auto mapped = domain.table->Map(at, ToPhys(segment.guest_pa), segment.size_bytes, access);
     if (!mapped.ok()) {
       status = mapped.status();
@@ -313,6 +323,26 @@ absl::Status GuestMachineImpl::MapLocked(DmaDomain& domain, Iova iova,
   return absl::OkStatus();
 }
 
+absl::StatusOr<Iova> GuestMachineImpl::AllocateIova(DmaDomain& domain, uint64_t size_bytes) {
+  if (size_bytes == kPageSize) {
+    if (const auto iova = domain.lanes[op_vcpu_].iovas.Take()) return *iova;
+  }
+  auto iova = domain.iovas->Allocate(size_bytes, op_vcpu_);
+  if (iova.ok()) return iova;
+  // alloc_iova_fast empties every CPU's cache before it gives up; the allocator does that with the
+  // magazines, here is what stands before them.
+  for (PageLane& lane : domain.lanes) lane.iovas.Empty();
+  return domain.iovas->Allocate(size_bytes, op_vcpu_);
+}
+
+void GuestMachineImpl::FreeIova(DmaDomain& domain, IovaRange range, uint32_t vcpu) {
+  if (range.size_bytes() == kPageSize) {
+    domain.lanes[vcpu % domain.lanes.size()].iovas.Free(range.first);
+  } else {
+    domain.iovas->Free(range.first, range.size_bytes(), vcpu);
+  }
+}
+
 absl::StatusOr<Iova> GuestMachineImpl::Map(uint32_t id, std::span<const Segment> segments,
                                            Access access, uint32_t vcpu) {
   absl::MutexLock lock(&mu_);
@@ -330,7 +360,7 @@ absl::StatusOr<Iova> GuestMachineImpl::Map(uint32_t id, std::span<const Segment>
     // Each segment is reached at its own guest-physical address.
     return Iova(segments.front().guest_pa.value());
   }
-  auto iova = domain.iovas->Allocate(size_bytes, op_vcpu_);
+  auto iova = AllocateIova(domain, size_bytes);
   absl::Status status = iova.status();
   if (status.ok()) {
     status = MapLocked(domain, *iova, segments, access);
@@ -338,7 +368,7 @@ absl::StatusOr<Iova> GuestMachineImpl::Map(uint32_t id, std::span<const Segment>
       domain.allocated[iova->value()] = size_bytes;
       ++stats_.maps;
     } else if (unfinished_.empty()) {
-      domain.iovas->Free(*iova, size_bytes, op_vcpu_);
+      FreeIova(domain, MakeRange(*iova, size_bytes), op_vcpu_);
     } else {
       // Its invalidation is outstanding: the IOVA goes back when that is done.
       unfinished_.back().entry.range = MakeRange(*iova, size_bytes);
@@ -376,7 +406,7 @@ std::vector<uint64_t> GuestMachineImpl::PagesOf(const DmaDomain& domain, IovaRan
     const uint64_t span = vtd::LevelSize(entry.level);
     const Iova next = Iova(AlignDown(at.value(), span) + span);
     if (entry.pte.present()) {
-      const uint64_t first = entry.pte.address(52, entry.level).value() >> kPageShift;
+      const uint64_t first = entry.pte.address(kOwnWidth, entry.level).value() >> kPageShift;
       const uint64_t skip = (at.value() & (span - 1)) >> kPageShift;
       const uint64_t count = (std::min(next, range.end) - at) >> kPageShift;
       const size_t old = pages.size();
@@ -403,16 +433,24 @@ absl::StatusOr<UnmapOutcome> GuestMachineImpl::UnmapLocked(DmaDomain& domain, Io
   if (unsynced) {
     if (absl::Status status = SyncMapsLocked(); !status.ok()) return status;
   }
-  std::vector<uint64_t> pages;
-  if (deferred) pages = PagesOf(domain, range);
   ++stats_.unmap_updates;
   SpendGuest(config_.cost_model.unmap_update_ns);
-  auto unmapped = domain.table->Unmap(range);
-  if (!unmapped.ok()) return unmapped.status();
-  if (unmapped->unmapped_bytes == 0) return errors::NotMapped(range);
-  FlushEntry entry{range, allocated != domain.allocated.end(), std::move(unmapped->freed_tables)};
+  std::vector<uint64_t> pages;  // of a deferred unmap
+  FlushEntry entry{range, allocated != domain.allocated.end(), {}};
+  std::optional<vtd::SecondStagePte> single;
+  if (range.size_bytes() == kPageSize) single = domain.lanes[op_vcpu_].entries.Clear(range.first);
+  if (single) {
+    if (deferred) pages.push_back(single->address(kOwnWidth, 1).value() >> kPageShift);
+    ++stats_.pages_unmapped;
+  } else {
+    if (deferred) pages = PagesOf(domain, range);
+    auto unmapped = domain.table->Unmap(range);
+    if (!unmapped.ok()) return unmapped.status();
+    if (unmapped->unmapped_bytes == 0) return errors::NotMapped(range);
+    entry.freed_tables = std::move(unmapped->freed_tables);
+    stats_.pages_unmapped += unmapped->unmapped_bytes / kPageSize;
+  }
   if (entry.allocated) domain.allocated.erase(allocated);
-  stats_.pages_unmapped += unmapped->unmapped_bytes / kPageSize;
 
   if (!deferred) {
     absl::Status status = InvalidateRange(domain, range, entry.freed_tables.empty(), false);

@@ -74,6 +74,9 @@ class GuestMachineImpl final : public GuestMachine {
   // --- guest_machine.cc
   absl::StatusOr<DmaDomain*> FindLocked(uint32_t domain) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status CheckSegments(std::span<const Segment> segments) const;
+  absl::StatusOr<Iova> AllocateIova(DmaDomain& domain, uint64_t size_bytes)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  static void FreeIova(DmaDomain& domain, IovaRange range, uint32_t vcpu);
   absl::Status DetachLocked(SourceId sid) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status MapLocked(DmaDomain& domain, Iova iova, std::span<const Segment> segments,
                          Access access) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

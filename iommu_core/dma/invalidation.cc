@@ -337,7 +337,7 @@ absl::Status GuestMachineImpl::FlushDeferredPsi(FlushReason reason) {
 
 void GuestMachineImpl::Release(DmaDomain& domain, FlushEntry&& entry, uint32_t vcpu) {
   domain.table->FreeTables(entry.freed_tables);
-  if (entry.allocated) domain.iovas->Free(entry.range.first, entry.range.size_bytes(), vcpu);
+  if (entry.allocated) FreeIova(domain, entry.range, vcpu);
 }
 
 void GuestMachineImpl::ReleaseUnfinished() {

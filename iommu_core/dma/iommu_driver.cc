@@ -75,23 +75,22 @@ absl::StatusOr<SinkCompletion> IommuDriver::Submit(std::span<const vtd::RawDescr
   if (descriptors.size() > kMaxBatch) return errors::Invalid("too many descriptors at once");
   if (absl::Status status = Drain(); !status.ok()) return status;
 
-  std::vector<vtd::RawDescriptor> all(descriptors.begin(), descriptors.end());
   const uint32_t wait_slot = (tail_ + static_cast<uint32_t>(descriptors.size())) % kQueueEntries;
   const PhysAddr status_word = status_words_ + sizeof(uint32_t) * uint64_t{wait_slot};
   vtd::InvalidationWait wait;
   wait.status_write = true;
   wait.status_data = kQiDone;
   wait.status_address = status_word;
-  all.push_back(vtd::Encode(wait));
+  const vtd::RawDescriptor wait_descriptor = vtd::Encode(wait);
 
   memory_.Write32(status_word, kQiInUse);
-  for (const vtd::RawDescriptor& d : all) {
-    const PhysAddr slot = ring_ + uint64_t{tail_} * kDescriptorBytes;
-    memory_.Write64(slot, d.qw0);
-    memory_.Write64(slot + 8, d.qw1);
-    tail_ = (tail_ + 1) % kQueueEntries;
+  for (const vtd::RawDescriptor& d : descriptors) Put(d);
+  Put(wait_descriptor);
+  if (hook_) {
+    std::vector<vtd::RawDescriptor> all(descriptors.begin(), descriptors.end());
+    all.push_back(wait_descriptor);
+    hook_(all);
   }
-  if (hook_) hook_(all);
   backend_.SetNext(std::move(touches_), settled);
   touches_.clear();
   drained_ = false;
@@ -101,8 +100,8 @@ absl::StatusOr<SinkCompletion> IommuDriver::Submit(std::span<const vtd::RawDescr
     // qi_check_fault: the bad descriptor is replaced by the wait, the queue goes on.
     const auto iqei = static_cast<uint32_t>(vtd::iqercd::Iqei::Get(unit_.Read64(vtd::kIqercd)));
     const PhysAddr bad = ring_ + unit_.Read64(vtd::kIqh);
-    memory_.Write64(bad, all.back().qw0);
-    memory_.Write64(bad + 8, all.back().qw1);
+    memory_.Write64(bad, wait_descriptor.qw0);
+    memory_.Write64(bad + 8, wait_descriptor.qw1);
     unit_.Write32(vtd::kFsts, vtd::fsts::Iqe::kMask);
     drained_ = unit_.last_status().ok();
     return errors::QueueError(iqei);
@@ -113,6 +112,13 @@ absl::StatusOr<SinkCompletion> IommuDriver::Submit(std::span<const vtd::RawDescr
   if (memory_.Read32(status_word) != kQiDone || !completion) return errors::InvalidationTimeout();
   for (const vtd::FaultRecord& fault : completion->faults) unit_.RecordFault(fault);
   return *std::move(completion);
+}
+
+void IommuDriver::Put(const vtd::RawDescriptor& d) {
+  const PhysAddr slot = ring_ + uint64_t{tail_} * kDescriptorBytes;
+  memory_.Write64(slot, d.qw0);
+  memory_.Write64(slot + 8, d.qw1);
+  tail_ = (tail_ + 1) % kQueueEntries;
 }
 
 absl::Status IommuDriver::Drain() {

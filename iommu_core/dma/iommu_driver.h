@@ -69,6 +69,7 @@ class IommuDriver {
   void set_hook(DescriptorHook hook) { hook_ = std::move(hook); }
 
  private:
+  void Put(const vtd::RawDescriptor& d);  // into the ring, at the tail
   IommuDriver(vtd::Capabilities caps, int haw_bits, PhysicalMemory& memory, FrameAllocator& frames,
               InvalidationSink& sink, DescriptorHook hook);
   absl::Status BringUp();

@@ -136,6 +136,9 @@ GuestStats GuestMachineImpl::stats() const {
   out.reused_while_stale_pages = exposure_.reused_pages();
   for (const auto& [id, domain] : domains_) {
     out.iova_allocated_bytes += domain->iovas->allocated_bytes();
+    for (const PageLane& lane : domain->lanes) {
+      out.iova_allocated_bytes -= lane.iovas.count() * kPageSize;
+    }
   }
   out.domains = domains_.size();
   out.devices = domain_of_device_.size();

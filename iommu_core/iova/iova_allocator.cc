@@ -100,6 +100,17 @@ void IovaAllocator::Free(Iova iova, uint64_t size_bytes, uint32_t cpu) {
   state_->tree.Free(pfn);
 }
 
+size_t IovaAllocator::TakeCachedPages(uint32_t cpu, std::span<uint64_t> out) {
+  const bool below_4g =
+      state_->mask_bits > k32Bits && state_->prefer_32bit.load(std::memory_order_relaxed);
+  const int bits = below_4g ? k32Bits : state_->mask_bits;
+  return state_->caches.PopPages(cpu, (uint64_t{1} << (bits - kPageShift)) - 1, out);
+}
+
+void IovaAllocator::GiveBackPages(uint32_t cpu, std::span<const uint64_t> pfns) {
+  state_->caches.PushPages(cpu, pfns);
+}
+
 absl::Status IovaAllocator::Reserve(IovaRange range) {
   const uint64_t first = range.first.value() >> kPageShift;
   const uint64_t end = AlignUp(range.end.value(), kPageSize) >> kPageShift;

@@ -3,8 +3,10 @@
 #ifndef VIOMMU_IOMMU_CORE_IOVA_IOVA_ALLOCATOR_H_
 #define VIOMMU_IOMMU_CORE_IOVA_IOVA_ALLOCATOR_H_
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -31,6 +33,12 @@ class IovaAllocator {
   absl::StatusOr<Iova> Allocate(uint64_t size_bytes, uint32_t cpu);
   // Gives back what Allocate returned, same size. Goes to `cpu`'s magazine for orders 0-5.
   void Free(Iova iova, uint64_t size_bytes, uint32_t cpu);
+  // What `cpu`'s magazines hold, one page each, at most `out.size()` of them: page numbers in the
+  // order in which Allocate would give them out. Returns how many; never goes to the tree. They
+  // count as allocated.
+  size_t TakeCachedPages(uint32_t cpu, std::span<uint64_t> out);
+  // Gives page numbers of one-page ranges back to `cpu`'s magazines, the first of them first.
+  void GiveBackPages(uint32_t cpu, std::span<const uint64_t> pfns);
   // Takes a range out of the space for good. AlreadyExists if part of it is allocated.
   absl::Status Reserve(IovaRange range);
 

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -65,6 +66,34 @@ class RangeCaches {
     if (pair.loaded->full()) MakeRoom(pair, order);
     pair.loaded->Push(pfn);
     cpu.allocated_pages -= uint64_t{1} << order;
+  }
+
+  // Up to `out.size()` ranges of one page at or below `limit_pfn`, under one lock, in the order in
+  // which Pop would have given them; returns how many. They count as handed out.
+  size_t PopPages(uint32_t cpu_index, uint64_t limit_pfn, std::span<uint64_t> out) {
+    Cpu& cpu = CpuAt(cpu_index);
+    CpuLockHolder lock(cpu.mu);
+    Pair& pair = cpu.pairs[0];
+    size_t taken = 0;
+    for (; taken < out.size(); ++taken) {
+      if (pair.loaded->empty() && !Reload(pair, 0)) break;
+      const std::optional<uint64_t> pfn = pair.loaded->Pop(limit_pfn);
+      if (!pfn) break;
+      out[taken] = *pfn;
+    }
+    cpu.allocated_pages += taken;
+    return taken;
+  }
+  // Gives ranges of one page back, the first of `pfns` first.
+  void PushPages(uint32_t cpu_index, std::span<const uint64_t> pfns) {
+    Cpu& cpu = CpuAt(cpu_index);
+    CpuLockHolder lock(cpu.mu);
+    Pair& pair = cpu.pairs[0];
+    for (const uint64_t pfn : pfns) {
+      if (pair.loaded->full()) MakeRoom(pair, 0);
+      pair.loaded->Push(pfn);
+    }
+    cpu.allocated_pages -= pfns.size();
   }
 
   // Takes everything out of every CPU and the depots.

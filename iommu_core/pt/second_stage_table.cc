@@ -10,7 +10,6 @@ namespace {
 
 // Table entries are written by one owner; HAW does not limit what it wrote itself.
 constexpr int kOwnWidth = 52;
-constexpr uint64_t kNoSpan = ~uint64_t{0};
 
 PhysAddr Slot(PhysAddr table, int index) {
   return table + sizeof(uint64_t) * static_cast<uint64_t>(index);
@@ -123,10 +122,9 @@ absl::StatusOr<MapResult> SecondStageTable::Map(Iova iova, PhysAddr address, uin
         }
         CollectTables(old.address(kOwnWidth, level), level - 1, result.replaced_tables);
         result.replaced_ranges.push_back(MakeRange(at, span));
-        cached_span_ = kNoSpan;
+        ForgetCursors();
       }
       Store(slot, vtd::SecondStagePte::Leaf(leaf_target, level, access).raw);
-      mapped_pages_ += span / kPageSize;
       at += span;
       // A larger leaf may fit from here on.
       if (level < 3 && BestLevel(at, address + (at - iova), range.end - at) != level) break;
@@ -195,7 +193,7 @@ uint64_t SecondStageTable::UnmapIn(PhysAddr table, int level, Iova table_first, 
         Store(slot, 0);
         cleared += UnmapIn(child, level - 1, at, range, freed);
         freed.push_back(child);
-        cached_span_ = kNoSpan;
+        ForgetCursors();
       } else {
         cleared += UnmapIn(child, level - 1, at, range, freed);
       }
@@ -246,7 +244,6 @@ absl::StatusOr<UnmapResult> SecondStageTable::Unmap(IovaRange range) {
   } else {
     result.unmapped_bytes = UnmapIn(root_, levels_, Iova(0), range, result.freed_tables);
   }
-  mapped_pages_ -= result.unmapped_bytes / kPageSize;
   return result;
 }
 
@@ -263,6 +260,17 @@ absl::Status SecondStageTable::Replace(Iova iova, int level, vtd::SecondStagePte
     table = pte.address(kOwnWidth, at);
   }
   return errors::NotMapped(MakeRange(iova, vtd::LevelSize(level)));
+}
+
+std::optional<PhysAddr> SecondStageTable::LeafTableOf(Iova iova) const {
+  if (iova.value() >> width_bits() != 0) return std::nullopt;
+  PhysAddr table = root_;
+  for (int level = levels_; level > 1; --level) {
+    const vtd::SecondStagePte pte{Load(Slot(table, vtd::LevelIndex(iova, level)))};
+    if (!pte.present() || pte.leaf(level)) return std::nullopt;
+    table = pte.address(kOwnWidth, level);
+  }
+  return table;
 }
 
 SecondStageTable::Entry SecondStageTable::Find(Iova iova) const {

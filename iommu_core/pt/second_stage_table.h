@@ -3,8 +3,10 @@
 #ifndef VIOMMU_IOMMU_CORE_PT_SECOND_STAGE_TABLE_H_
 #define VIOMMU_IOMMU_CORE_PT_SECOND_STAGE_TABLE_H_
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "absl/functional/any_invocable.h"
@@ -34,7 +36,8 @@ struct MapResult {
 };
 
 // One table tree. Not thread-safe against itself; hardware may walk it at any time, so an entry is
-// always published by a single 8-byte store and a new table is complete before it is linked.
+// always published by a single 8-byte store and a new table is complete before it is linked. Beside
+// it, cursors of other threads may set and clear single pages in ranges that are theirs alone.
 class SecondStageTable {
  public:
   // `levels` 3 or 4. Fails when no frame is free.
@@ -74,7 +77,12 @@ class SecondStageTable {
   int levels() const { return levels_; }
   int width_bits() const { return vtd::WidthOfLevels(levels_); }
   uint64_t table_pages() const { return table_pages_; }
-  uint64_t mapped_pages() const { return mapped_pages_; }  // 4K pages
+  // Counts up whenever a table is unlinked: who remembers where a leaf table lies (LeafCursor)
+  // looks it up again then.
+  uint64_t unlinks() const { return unlinks_.load(std::memory_order_acquire); }
+  // The leaf table on the way to `iova`; nullopt where there is none. Any thread.
+  std::optional<PhysAddr> LeafTableOf(Iova iova) const;
+  const PhysicalMemory& memory() const { return memory_; }
   // Returns frames listed in an UnmapResult or MapResult once it is safe.
   void FreeTables(const std::vector<PhysAddr>& tables);
 
@@ -91,6 +99,10 @@ class SecondStageTable {
   absl::Status Split(PhysAddr slot, int level);
   bool SubtreeEmpty(PhysAddr table, int level) const;
   void CollectTables(PhysAddr table, int level, std::vector<PhysAddr>& out);
+  void ForgetCursors() {
+    cached_span_ = ~uint64_t{0};
+    unlinks_.fetch_add(1, std::memory_order_release);
+  }
   uint64_t UnmapIn(PhysAddr table, int level, Iova table_first, IovaRange range,
                    std::vector<PhysAddr>& freed);
 
@@ -100,7 +112,7 @@ class SecondStageTable {
   const vtd::Capabilities caps_;
   const PhysAddr root_;
   uint64_t table_pages_ = 1;
-  uint64_t mapped_pages_ = 0;
+  std::atomic<uint64_t> unlinks_{0};
   absl::AnyInvocable<void(PhysAddr slot)> hook_;
   // The last leaf table used: consecutive maps and unmaps of small ranges hit it.
   uint64_t cached_span_ = ~uint64_t{0};  // iova >> 21
