@@ -57,6 +57,7 @@ class ServiceProcess {
     while (poll(&fd, 1, 20'000) == 1 && read(out_, &c, 1) == 1 && c != '\n') line += c;
     return line;
   }
+  pid_t pid() const { return pid_; }
   void Signal(int number) { kill(pid_, number); }
   // Exit code, or minus the signal that ended it; -1000 after 20 seconds.
   int Wait() {

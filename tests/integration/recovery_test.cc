@@ -1,0 +1,98 @@
+// kill -9 of the hypervisor under load, again and again: nothing is lost, nobody gets in.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <cstdio>
+#include <random>
+
+#include "tests/integration/load_client.h"
+#include "tests/integration/probes.h"
+#include "tests/integration/service_pair.h"
+
+namespace viommu {
+namespace {
+
+using std::chrono::milliseconds;
+using ::testing::ElementsAre;
+using ::testing::IsEmpty;
+
+constexpr uint64_t kPage = 4096;
+
+class RecoveryTest : public ::testing::Test {
+ protected:
+  std::vector<Target> MakeTargets(int count) {
+    std::vector<Target> targets;
+    for (int i = 0; i < count; ++i) {
+      const auto domain = pair_.guest().CreateDomain();
+      EXPECT_TRUE(domain.ok()) << domain.status();
+      const uint32_t source_id = 0x18 + 8 * static_cast<uint32_t>(i);
+      EXPECT_TRUE(pair_.guest().Attach(*domain, source_id).ok());
+      targets.push_back({*domain, source_id});
+    }
+    return targets;
+  }
+  std::string SessionId() { return pair_.guest().Status()->session_ids(0); }
+
+  ServicePair pair_;
+};
+
+TEST_F(RecoveryTest, NothingIsLostWhenTheHypervisorIsKilledUnderLoad) {
+  const uint64_t rounds = NumberFromEnvironment("VIOMMU_CHAOS_ROUNDS", 5);
+  const uint64_t seed = NumberFromEnvironment("VIOMMU_CHAOS_SEED", 1);
+  static constexpr const char* kStrategies[] = {"walk", "walk-shared", "snapshot", "dirty-log",
+                                                "nested"};
+  std::mt19937_64 random(seed);
+  pair_.StartHypervisor();
+  pair_.StartGuest({"--vcpus=4"});
+  const std::vector<Target> targets = MakeTargets(2);
+  LoadClient load({.guest_address = pair_.guest_address, .targets = targets, .seed = seed});
+  History history;
+  uint64_t verified = 0;
+  for (uint64_t round = 0; round < rounds; ++round) {
+    load.Start();
+    const uint64_t until = load.done() + random() % 200;
+    ASSERT_TRUE(Eventually([&] { return load.done() >= until; }));
+    std::this_thread::sleep_for(std::chrono::microseconds(random() % 5'000));
+    // Sometimes again while the guest is still building its state anew.
+    const int kills = random() % 3 == 0 ? 2 : 1;
+    for (int i = 0; i < kills; ++i) {
+      pair_.KillHypervisor();
+      Outage outage{HistoryNow(), 0};
+      std::this_thread::sleep_for(milliseconds(random() % 100));
+      outage.restarted_ns = HistoryNow();
+      history.outages.push_back(outage);
+      pair_.StartHypervisor({"--strategy=" + std::string(kStrategies[round % 5])});
+      ASSERT_FALSE(HasFatalFailure());
+      if (i + 1 < kills) std::this_thread::sleep_for(milliseconds(random() % 60));
+    }
+    // Until every thread had an answer from the new one.
+    const uint64_t before = load.done();
+    ASSERT_TRUE(Eventually([&] { return load.done() > before + 40; }))
+        << pair_.guest_process().Log();
+    load.Stop();
+    const std::vector<Op> ops = load.TakeOps();
+    history.ops.insert(history.ops.end(), ops.begin(), ops.end());
+
+    const std::vector<LiveMapping> live = LiveMappings(history);
+    EXPECT_THAT(SweepMappings(pair_.hypervisor(), SessionId(), targets, live), IsEmpty())
+        << "round " << round;
+    const auto metrics = Scrape(pair_.hypervisor_metrics());
+    EXPECT_EQ(metrics.at("viommu_shadow_mismatches_total"), 0);
+    EXPECT_EQ(metrics.at("viommu_sessions"), 1);
+    verified += static_cast<uint64_t>(metrics.at("viommu_shadow_verified_pages_total"));
+  }
+  EXPECT_THAT(CheckHistory(history), IsEmpty());
+  const auto status = pair_.guest().Status();
+  ASSERT_TRUE(status.ok());
+  EXPECT_THAT(CheckTotals(history, {status->map_count(), status->unmap_count(),
+                                    status->iova_allocated_bytes()}),
+              IsEmpty());
+  EXPECT_GT(verified, 0u);
+  std::printf("%zu operations, %zu kills, %llu pages verified, seed %llu\n", history.ops.size(),
+              history.outages.size(), static_cast<unsigned long long>(verified),
+              static_cast<unsigned long long>(seed));
+}
+
+}  // namespace
+}  // namespace viommu
