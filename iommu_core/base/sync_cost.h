@@ -22,6 +22,10 @@ struct SyncCost {
   uint64_t iotlb_invalidations = 0;  // descriptors submitted to the physical IOMMU's own queue
   uint64_t shadow_mismatches = 0;    // pages on which shadow and reference walk differ
   uint64_t verified_pages = 0;       // pages the oracle compared
+  // Remote guest memory only: what the synchronisation, not the oracle, copied from the guest.
+  uint64_t remote_pages = 0;
+  uint64_t remote_bytes = 0;
+  uint64_t remote_round_trips = 0;  // waits for the guest's answer
 
   SyncCost& operator+=(const SyncCost& o) {
     descriptors += o.descriptors;
@@ -38,6 +42,9 @@ struct SyncCost {
     iotlb_invalidations += o.iotlb_invalidations;
     shadow_mismatches += o.shadow_mismatches;
     verified_pages += o.verified_pages;
+    remote_pages += o.remote_pages;
+    remote_bytes += o.remote_bytes;
+    remote_round_trips += o.remote_round_trips;
     return *this;
   }
   friend bool operator==(const SyncCost&, const SyncCost&) = default;

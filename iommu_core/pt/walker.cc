@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <vector>
 
 #include "iommu_core/base/errors.h"
 
@@ -169,6 +170,23 @@ Translation Walker::Translate(PhysAddr root_table, SourceId sid, Iova iova, Acce
   return out;
 }
 
+void Walker::PrefetchBelow(PhysAddr table, int level, uint64_t first, uint64_t end) const {
+  const uint64_t table_end =
+      AlignDown(first, vtd::LevelSize(level + 1)) + vtd::LevelSize(level + 1);
+  std::vector<PhysAddr> tables;
+  for (uint64_t at = first; at < std::min(end, table_end);
+       at = AlignDown(at, vtd::LevelSize(level)) + vtd::LevelSize(level)) {
+    const auto index = static_cast<uint64_t>(vtd::LevelIndex(Iova(at), level));
+    const vtd::SecondStagePte pte{memory_.Read64(table + sizeof(uint64_t) * index).value_or(0)};
+    if (!pte.present() || pte.leaf(level) || (pte.raw & rules_.ReservedBits(pte, level)) != 0) {
+      continue;
+    }
+    tables.push_back(pte.address(rules_.haw_bits, level));
+  }
+  // The read of a single one waits just as long.
+  if (tables.size() > 1) pulled_->Prefetch(tables);
+}
+
 absl::Status Walker::ForEachLeaf(PhysAddr table, int levels, IovaRange range, uint64_t max_entries,
                                  absl::FunctionRef<void(const LeafMapping&)> visit) const {
   constexpr int kMaxLevels = 5;
@@ -184,6 +202,7 @@ absl::Status Walker::ForEachLeaf(PhysAddr table, int levels, IovaRange range, ui
   uint64_t read = 0;
   int level = levels;
   stack[static_cast<size_t>(level)] = {table, kReadWrite};
+  if (pulled_ != nullptr && level > 1) PrefetchBelow(table, level, at, end);
   while (at < end) {
     const Frame& frame = stack[static_cast<size_t>(level)];
     const uint64_t span = vtd::LevelSize(level);
@@ -196,6 +215,9 @@ absl::Status Walker::ForEachLeaf(PhysAddr table, int levels, IovaRange range, ui
     const bool valid = access.any() && (pte.raw & rules_.ReservedBits(pte, level)) == 0;
     if (valid && !pte.leaf(level)) {
       stack[static_cast<size_t>(--level)] = {pte.address(rules_.haw_bits, level + 1), access};
+      if (pulled_ != nullptr && level > 1) {
+        PrefetchBelow(stack[static_cast<size_t>(level)].table, level, at, end);
+      }
       continue;
     }
     if (valid) {

@@ -66,7 +66,8 @@ struct LeafMapping {
 
 class Walker {
  public:
-  Walker(const PhysicalMemory& memory, WalkRules rules) : memory_(memory), rules_(rules) {}
+  Walker(const PhysicalMemory& memory, WalkRules rules)
+      : memory_(memory), pulled_(memory.pulled()), rules_(rules) {}
 
   // VT-d 3.4.3: root table -> context table -> context entry. Checks every rule of 9.1 and 9.3.
   ContextLookup LookupContext(PhysAddr root_table, SourceId sid) const;
@@ -87,7 +88,11 @@ class Walker {
   const WalkRules& rules() const { return rules_; }
 
  private:
+  // Pulled memory: the tables below the slots of `table` that `range` touches, in one wait.
+  void PrefetchBelow(PhysAddr table, int level, uint64_t first, uint64_t end) const;
+
   const PhysicalMemory& memory_;
+  const PulledMemory* const pulled_;  // null: memory in place
   const WalkRules rules_;
 };
 

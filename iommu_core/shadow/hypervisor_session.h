@@ -85,7 +85,11 @@ struct SessionStats {
   uint64_t work_refused = 0;       // invalidations stopped at max_work_per_invalidation
   uint64_t shadows_refused = 0;    // devices left blocked at max_domains
   uint64_t invalidations[4] = {};  // by granularity: 1 global, 2 domain, 3 page
-  bool dirty_log_active = false;   // strategy dirty-log has a log to go by
+  // Remote guest memory: all that was copied from the guest (synchronisations, which `cost` has as
+  // well, and device accesses), and apart from that what the oracle copied.
+  PullCounts pulled;
+  PullCounts oracle_pulled;
+  bool dirty_log_active = false;  // strategy dirty-log has a log to go by
   uint32_t devices = 0;
   uint32_t domains = 0;
 };
@@ -93,7 +97,9 @@ struct SessionStats {
 // Thread-safe: calls on one session serialise; sessions share nothing but const configuration.
 class HypervisorSession {
  public:
-  // `guest` outlives the session and may change under it at any time.
+  // `guest` outlives the session and may change under it at any time. One that is pulled is used by
+  // this session only; when a pull fails, what was asked for is treated as absent, and the caller
+  // (who sees the failure in that memory) has the guest's state replayed.
   static absl::StatusOr<std::unique_ptr<HypervisorSession>> Create(SessionConfig config,
                                                                    PhysicalMemory& guest);
   virtual ~HypervisorSession() = default;

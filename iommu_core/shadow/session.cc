@@ -44,9 +44,11 @@ SessionImpl::SessionImpl(SessionConfig config, PhysicalMemory& guest,
                          std::unique_ptr<HostMemory> host_memory)
     : config_(std::move(config)),
       guest_(guest),
+      pulled_(guest.pulled()),
       rules_(config_.guest_caps, config_.guest_haw_bits),
       map_(config_.guest_haw_bits, config_.host_page_shift),
-      reference_(guest, {config_.guest_caps, config_.guest_haw_bits}),
+      reference_(pulled_ != nullptr ? pulled_->oracle_view() : guest,
+                 {config_.guest_caps, config_.guest_haw_bits}),
       host_memory_(std::move(host_memory)),
       pool_(*host_memory_, config_.max_shadow_table_pages),
       pins_(config_.pin_limit_bytes),
@@ -57,7 +59,7 @@ absl::Status SessionImpl::Start() {
   auto unit = PhysicalUnit::Create(*host_memory_, config_.iotlb_entries);
   if (!unit.ok()) return unit.status();
   unit_ = *std::move(unit);
-  shadow_context_.emplace(ShadowContext{guest_, rules_, map_, pool_, *unit_, pins_,
+  shadow_context_.emplace(ShadowContext{guest_, pulled_, rules_, map_, pool_, *unit_, pins_,
                                         config_.dma_entry_limit, config_.guest_ram_bytes});
   if (config_.strategy == Strategy::kDirtyLog && config_.dirty_log_base != 0) {
     auto log =
@@ -92,7 +94,9 @@ absl::Status SessionImpl::AddDevice(SourceId sid, bool has_device_tlb) {
   SyncCost cost;
   SyncRun run{.cost = cost, .budget = budget};
   Synced synced;
+  const PullCounts before = LookAgain();
   Refresh(device, ReadContext(sid, cost), synced, run);
+  ChargePulls(before, cost);
   stats_.cost += cost;
   return absl::OkStatus();
 }
@@ -117,8 +121,24 @@ absl::Status SessionImpl::UpdateRegisters(const UnitRegisters& registers) {
     for (auto& [sid, device] : devices_) device->tlb.DropAll();
     return absl::OkStatus();
   }
+  const PullCounts before = LookAgain();
   RefreshAll(stats_.cost);
+  ChargePulls(before, stats_.cost);
   return absl::OkStatus();
+}
+
+PullCounts SessionImpl::LookAgain() const {
+  if (pulled_ == nullptr) return {};
+  pulled_->Refresh();
+  return pulled_->counts();
+}
+
+void SessionImpl::ChargePulls(const PullCounts& before, SyncCost& cost) const {
+  if (pulled_ == nullptr) return;
+  const PullCounts now = pulled_->counts();
+  cost.remote_pages += now.pages - before.pages;
+  cost.remote_bytes += now.bytes - before.bytes;
+  cost.remote_round_trips += now.round_trips - before.round_trips;
 }
 
 SessionStats SessionImpl::stats() const {
@@ -139,6 +159,10 @@ SessionStats SessionImpl::stats() const {
   out.iotlb_misses = translator.iotlb_misses;
   out.devices = static_cast<uint32_t>(devices_.size());
   out.domains = static_cast<uint32_t>(shadows_.size());
+  if (pulled_ != nullptr) {
+    out.pulled = pulled_->counts();
+    out.oracle_pulled = pulled_->oracle_view().pulled()->counts();
+  }
   return out;
 }
 

@@ -68,6 +68,7 @@ void SessionImpl::RecordFault(SourceId sid, Iova iova, bool write, FaultReason p
   // What the guest's own unit would report of this access, for it is the guest that reads it.
   const Translation guest =
       reference_.Translate(registers_.root_table, sid, iova, write ? kWriteOnly : kReadOnly);
+  if (PullFailed()) return;
   const FaultReason reason = guest.reason != FaultReason::kNone ? guest.reason : physical;
   ++stats_.faults[static_cast<size_t>(reason) % std::size(stats_.faults)];
   if (guest.fault_processing_disabled && vtd::QualifiedByFpd(reason)) return;
@@ -94,6 +95,7 @@ DmaResult SessionImpl::DmaLocked(SourceId sid, Iova iova, bool write, std::span<
     }
     if (!reach.interrupt) {
       const Translation now = reference_.Translate(registers_.root_table, sid, iova, wanted);
+      if (PullFailed()) return out;
       if (now.reason != FaultReason::kNone || now.address != ToPhys(reach.guest)) {
         out.stale = true;
         ++stats_.stale_dma_hits;
@@ -119,6 +121,7 @@ DmaResult SessionImpl::DmaLocked(SourceId sid, Iova iova, bool write, std::span<
 DmaResult SessionImpl::Dma(SourceId sid, Iova iova, bool write, std::span<std::byte> data,
                            bool probe) {
   absl::MutexLock lock(&mu_);
+  LookAgain();
   const uint64_t size_bytes = data.empty() && probe ? 1 : data.size();
   return DmaLocked(sid, iova, write, data, size_bytes, probe);
 }
@@ -126,6 +129,7 @@ DmaResult SessionImpl::Dma(SourceId sid, Iova iova, bool write, std::span<std::b
 absl::StatusOr<DeviceTranslation> SessionImpl::Translate(SourceId sid, Iova iova,
                                                          Access access) const {
   absl::MutexLock lock(&mu_);
+  LookAgain();
   const auto found = devices_.find(sid);
   Device* device = found == devices_.end() ? nullptr : found->second.get();
   const Reach reach = ReachLocked(device, sid, iova, access);

@@ -80,6 +80,18 @@ class SessionImpl final : public HypervisorSession {
   SessionImpl(SessionConfig config, PhysicalMemory& guest, std::unique_ptr<HostMemory> host_memory);
   absl::Status Start();
 
+  // Pulled guest memory: what is read from here on is as it is now. Returns the counts so far, for
+  // ChargePulls at the end of the synchronisation.
+  PullCounts LookAgain() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void ChargePulls(const PullCounts& before, SyncCost& cost) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // The oracle looks again, for itself.
+  void OracleLooksAgain() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    if (pulled_ != nullptr) pulled_->oracle_view().pulled()->Refresh();
+  }
+  // What could not be read may be there: no statement about the guest's tables holds.
+  bool PullFailed() const { return pulled_ != nullptr && pulled_->failed(); }
+
   // session_sync.cc
   GuestContext ReadContext(SourceId sid, SyncCost& cost) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   DomainId MaskDomain(DomainId did) const;
@@ -126,6 +138,7 @@ class SessionImpl final : public HypervisorSession {
 
   const SessionConfig config_;
   PhysicalMemory& guest_;
+  const PulledMemory* const pulled_;  // null: guest memory is in place
   const GuestPteRules rules_;
   const HostMap map_;
   const Walker reference_;  // the oracle

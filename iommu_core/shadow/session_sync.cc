@@ -198,8 +198,9 @@ void SessionImpl::SyncShadow(Shadow& shadow, IovaRange range, SyncRun& run) {
   if (verify) before = ReferenceRuns(shadow.guest_table(), range);
   shadow.Sync(range, run);
   if (!before) return;
+  OracleLooksAgain();
   const auto after = ReferenceRuns(shadow.guest_table(), range);
-  if (!after) return;
+  if (!after || PullFailed()) return;
   std::vector<IovaRange> excluded = shadow.refused().Within(range);
   const std::vector<IovaRange> unlooked = shadow.unlooked().Within(range);
   excluded.insert(excluded.end(), unlooked.begin(), unlooked.end());
@@ -306,11 +307,13 @@ SinkCompletion SessionImpl::Apply(std::span<const vtd::RawDescriptor> descriptor
                                   std::span<const DeviceTouch> touches, bool settled) {
   absl::MutexLock lock(&mu_);
   SinkCompletion done;
+  LookAgain();
   const uint64_t stale_before = stats_.stale_dma_hits;
   for (const DeviceTouch& touch : touches) {
     DmaLocked(touch.source_id, touch.iova, touch.write, {}, /*size_bytes=*/1, /*probe=*/true);
   }
   done.stale_dma_hits = stats_.stale_dma_hits - stale_before;
+  const PullCounts pulled_before = pulled_ == nullptr ? PullCounts{} : pulled_->counts();
   for (const vtd::RawDescriptor& raw : descriptors) {
     // The guest's unit decoded it, too; nothing it says is trusted. The width of the queue is not
     // known here: the upper half, where there is one, must be zero in either.
@@ -323,6 +326,7 @@ SinkCompletion SessionImpl::Apply(std::span<const vtd::RawDescriptor> descriptor
     ++done.cost.descriptors;
     ++done.consumed;
   }
+  ChargePulls(pulled_before, done.cost);
   if (settled && done.error == vtd::Iqei::kNone && WantsVerify(ShadowTable::kAll)) {
     done.cost.shadow_mismatches += VerifyAllLocked(done.cost);
   }

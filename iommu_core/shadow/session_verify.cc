@@ -101,6 +101,7 @@ std::vector<LeafMapping> SessionImpl::FlattenLocked(SourceId sid) const {
 absl::StatusOr<std::vector<LeafMapping>> SessionImpl::FlattenShadow(SourceId sid) const {
   absl::MutexLock lock(&mu_);
   if (devices_.count(sid) == 0) return errors::UnknownDevice(sid);
+  LookAgain();
   return FlattenLocked(sid);
 }
 
@@ -115,8 +116,10 @@ LeafMapping SessionImpl::HostPageForTest(SourceId sid, Iova iova) const {
 uint64_t SessionImpl::VerifyAllLocked(SyncCost& cost) {
   if (nested_ != nullptr) return 0;  // there is no second record that could differ
   uint64_t differing = 0;
+  OracleLooksAgain();
   for (const auto& [sid, device] : devices_) {
     const auto reference = ReferenceRuns(ReferenceTable(sid), ShadowTable::kAll);
+    if (PullFailed()) break;
     if (!reference) continue;
     std::vector<IovaRange> excluded;
     if (device->shadow != nullptr) {
@@ -136,6 +139,7 @@ uint64_t SessionImpl::VerifyAllLocked(SyncCost& cost) {
 
 uint64_t SessionImpl::VerifyAll() {
   absl::MutexLock lock(&mu_);
+  LookAgain();
   return VerifyAllLocked(stats_.cost);
 }
 

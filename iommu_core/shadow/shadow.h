@@ -65,6 +65,7 @@ class WorkBudget {
 // What the shadows of one session share.
 struct ShadowContext {
   const PhysicalMemory& guest;
+  const PulledMemory* pulled;  // null: guest memory is in place
   const GuestPteRules& rules;
   const HostMap& map;
   TablePool& pool;

@@ -265,12 +265,32 @@ Shadow::Halt SnapshotShadow::SyncNode(TableNode& node, bool visit_all, Pass& pas
   if (begin >= end) return Halt::kNo;
   const int first = static_cast<int>((begin - node.first) >> shift);
   const int last = static_cast<int>((end - 1 - node.first) >> shift) + 1;
+  if (context_.pulled != nullptr) PrefetchBelow(node, first, last, visit_all, pass);
   if (last - first >= kBulkEntries) {
     if (const uint64_t* page = context_.guest.PageInPlace(node.guest_table)) {
       return SyncInBulk(node, page, first, last, visit_all, pass);
     }
   }
   return SyncOneByOne(node, first, last, visit_all, pass);
+}
+
+void SnapshotShadow::PrefetchBelow(const TableNode& node, int first, int end, bool visit_all,
+                                   const Pass& pass) const {
+  if (node.below == nullptr || end - first <= 1) return;
+  // As SyncOneByOne: with IH the copy stands for the entry, and its page is not read.
+  const bool hint = pass.run.leaf_hint && !visit_all && end - first < kBulkEntries;
+  std::vector<PhysAddr> tables;
+  for (int slot = first; slot < end; ++slot) {
+    const size_t i = static_cast<size_t>(slot);
+    uint64_t entry = node.last[i];
+    if (!hint || (*node.below)[i] == nullptr) {
+      entry = context_.guest.Read64(node.guest_table + sizeof(uint64_t) * i).value_or(0);
+    }
+    if (KindOf(entry, node) == EntryKind::kTable) {
+      tables.push_back(ToPhys(context_.rules.AddressOf(entry)));
+    }
+  }
+  context_.pulled->Prefetch(tables);
 }
 
 Shadow::Halt SnapshotShadow::SyncOneByOne(TableNode& node, int first, int end, bool visit_all,
@@ -309,10 +329,15 @@ Shadow::Halt SnapshotShadow::SyncInBulk(TableNode& node, const uint64_t* page, i
   if (!pass.run.budget.Spend(static_cast<uint64_t>(end - first))) return Halt::kWorkBound;
   cost.bytes_read += sizeof(uint64_t) * static_cast<uint64_t>(end - first);
   const int bulk_first = first - first % kLineEntries;
+  const bool leaf_table = node.below == nullptr;
   for (int at = bulk_first; at < end; at += kLineEntries) {
+    if (context_.pulled != nullptr && !leaf_table) {
+      // What was read below may have pushed this page out.
+      page = context_.guest.PageInPlace(node.guest_table);
+      if (page == nullptr) return SyncOneByOne(node, std::max(first, at), end, visit_all, pass);
+    }
     Line now;
     LoadLine(page + at, now);
-    const bool leaf_table = node.below == nullptr;
     if (leaf_table && !visit_all && !Differs(now, node.last.data() + at)) [[likely]]
       continue;
     for (int i = 0; i < kLineEntries; ++i) {
@@ -326,7 +351,9 @@ Shadow::Halt SnapshotShadow::SyncInBulk(TableNode& node, const uint64_t* page, i
         halt = Visit(node, slot, now[static_cast<size_t>(i)], visit_all, pass);
       } else if (!leaf_table && (*node.below)[s] != nullptr) {
         // The table after the next is on its way while the next one is compared.
-        for (int ahead = slot + 1; ahead < std::min(slot + 3, vtd::kEntriesPerTable); ++ahead) {
+        const int ahead_end =
+            context_.pulled != nullptr ? 0 : std::min(slot + 3, vtd::kEntriesPerTable);
+        for (int ahead = slot + 1; ahead < ahead_end; ++ahead) {
           const TableNode* soon = (*node.below)[static_cast<size_t>(ahead)].get();
           if (soon == nullptr) continue;
           __builtin_prefetch(soon);

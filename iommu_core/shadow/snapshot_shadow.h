@@ -83,6 +83,10 @@ class SnapshotShadow final : public Shadow {
   Halt SyncOneByOne(TableNode& node, int first, int end, bool visit_all, Pass& pass);
   Halt SyncInBulk(TableNode& node, const uint64_t* page, int first, int end, bool visit_all,
                   Pass& pass);
+  // Remote guest memory: the tables below slots [first, end) that the pass is about to enter, in
+  // one wait.
+  void PrefetchBelow(const TableNode& node, int first, int end, bool visit_all,
+                     const Pass& pass) const;
   // One entry whose value is `now`.
   Halt Visit(TableNode& node, int slot, uint64_t now, bool visit_all, Pass& pass);
   Halt SetLeaf(TableNode& node, int slot, uint64_t now, uint64_t effective, bool visit_all,

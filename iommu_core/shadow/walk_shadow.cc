@@ -105,6 +105,11 @@ Shadow::Halt WalkShadow::WalkTable(PhysAddr table, int level, uint64_t table_fir
   const uint64_t span = uint64_t{1} << shift;
   const uint64_t begin = std::max(pass.range.first.value(), table_first);
   uint64_t index = (begin - table_first) >> shift;
+  if (context_.pulled != nullptr && level > 1 && pass.range.end.value() > table_first) {
+    const uint64_t last = (pass.range.end.value() - 1 - table_first) >> shift;
+    PrefetchBelow(table, level, index, std::min(last + 1, uint64_t{vtd::kEntriesPerTable}),
+                  permissions);
+  }
   for (uint64_t at = table_first + (index << shift);
        index < vtd::kEntriesPerTable && at < pass.range.end.value(); ++index, at += span) {
     if (!pass.run.budget.Spend(1)) return Halt::kWorkBound;
@@ -128,6 +133,19 @@ Shadow::Halt WalkShadow::WalkTable(PhysAddr table, int level, uint64_t table_fir
     if (halt != Halt::kNo) return halt;
   }
   return Halt::kNo;
+}
+
+void WalkShadow::PrefetchBelow(PhysAddr table, int level, uint64_t first, uint64_t end,
+                               uint64_t permissions) const {
+  if (end - first <= 1) return;  // one table below: the read of it waits just as long
+  std::vector<PhysAddr> tables;
+  for (uint64_t index = first; index < end; ++index) {
+    const uint64_t entry = context_.guest.Read64(table + index * sizeof(uint64_t)).value_or(0);
+    if ((entry & permissions) == 0) continue;
+    if (context_.rules.Classify(entry, level) != EntryKind::kTable) continue;
+    tables.push_back(ToPhys(context_.rules.AddressOf(entry)));
+  }
+  context_.pulled->Prefetch(tables);
 }
 
 IovaRange WalkShadow::UnmapRecords(IovaRange range, SyncCost& cost) {

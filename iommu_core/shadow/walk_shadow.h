@@ -36,6 +36,9 @@ class WalkShadow final : public Shadow {
 
   IovaRange CoverRecords(IovaRange range) const;
   Halt WalkTable(PhysAddr table, int level, uint64_t table_first, uint64_t permissions, Pass& pass);
+  // Remote guest memory: the tables below slots [first, end) in one wait.
+  void PrefetchBelow(PhysAddr table, int level, uint64_t first, uint64_t end,
+                     uint64_t permissions) const;
   Halt OnLeaf(IovaRange leaf, GuestPhys guest_pa, Access access, Pass& pass);
   Halt OnHole(IovaRange hole, Pass& pass);
   // Everything from `pass.next` on could not be looked at.
