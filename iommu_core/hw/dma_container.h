@@ -23,11 +23,19 @@ class PinBudget {
   absl::Status Charge(uint64_t page_count);
   // The same without saying why not.
   bool TryCharge(uint64_t page_count) {
-    const uint64_t limit = limit_bytes_ >> kPageShift;
-    if (pages_ > limit || page_count > limit - pages_) return false;
+    if (!Fits(page_count)) return false;
     pages_ += page_count;
     if (pages_ > pages_max_) pages_max_ = pages_;
     return true;
+  }
+  bool Fits(uint64_t page_count) const {
+    const uint64_t limit = limit_bytes_ >> kPageShift;
+    return pages_ <= limit && page_count <= limit - pages_;
+  }
+  // A run of charges and releases that fits: `gain` pages more in the end, `peak` more on the way.
+  void ChargeRun(int64_t gain, uint64_t peak) {
+    if (pages_ + peak > pages_max_) pages_max_ = pages_ + peak;
+    pages_ += static_cast<uint64_t>(gain);
   }
   void Release(uint64_t page_count) { pages_ -= page_count; }
   uint64_t limit_bytes() const { return limit_bytes_; }
@@ -61,6 +69,19 @@ class DmaAccount {
     ++entries_;
     pinned_pages_ += page_count;
     return true;
+  }
+  // Whether `count` more map calls of one page each are sure to succeed.
+  bool Fits(uint64_t count) const {
+    return entries_ <= entry_limit_ && count <= entry_limit_ - entries_ && pins_.Fits(count);
+  }
+  // A run of map calls that succeed and of unmap calls that release something, of one page each;
+  // at most `peak` mappings more than now on the way.
+  void CountRun(uint64_t maps, uint64_t unmaps, uint64_t peak) {
+    map_calls_ += maps;
+    unmap_calls_ += unmaps;
+    entries_ += maps - unmaps;
+    pinned_pages_ += maps - unmaps;
+    pins_.ChargeRun(static_cast<int64_t>(maps) - static_cast<int64_t>(unmaps), peak);
   }
   // One unmap call that released `entries` mappings of `page_count` pages in all.
   void Unmap(uint64_t entries, uint64_t page_count);

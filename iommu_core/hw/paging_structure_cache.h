@@ -4,6 +4,7 @@
 #ifndef VIOMMU_IOMMU_CORE_HW_PAGING_STRUCTURE_CACHE_H_
 #define VIOMMU_IOMMU_CORE_HW_PAGING_STRUCTURE_CACHE_H_
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -50,11 +51,17 @@ class PagingStructureCache {
     }
   }
   void InvalidateRange(DomainId did, IovaRange range) {
+    if (range.empty()) return;
     for (int level = 1; level <= kLevels; ++level) {
-      for (Line& line : lines_[static_cast<size_t>(level - 1)]) {
-        const IovaRange covered =
-            MakeRange(Iova(line.prefix << vtd::LevelShift(level + 1)), vtd::LevelSize(level + 1));
-        if (line.domain_id == did && covered.Overlaps(range)) line.valid = false;
+      const uint64_t first = PrefixOf(range.first, level);
+      const uint64_t last = PrefixOf(range.end - 1, level);
+      // Each line may hold a prefix of the range; a prefix has one line only.
+      const uint64_t lines = std::min<uint64_t>(last - first + 1, kLines);
+      for (uint64_t i = 0; i < lines; ++i) {
+        Line& line = lines_[static_cast<size_t>(level - 1)][(first + i) % kLines];
+        if (line.domain_id == did && first <= line.prefix && line.prefix <= last) {
+          line.valid = false;
+        }
       }
     }
   }

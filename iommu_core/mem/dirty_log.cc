@@ -83,15 +83,15 @@ void DirtyLogScanner::Collect(absl::FunctionRef<bool(PhysAddr)> wanted,
   }
   if (pages_.empty()) return;
   Fence();
-  std::vector<uint64_t> lines(pages_.size());
+  lines_.assign(pages_.size(), 0);
   for (size_t i = 0; i < pages_.size(); ++i) {
     const uint64_t first = pages_[i] * kDirtyLogLinesPerPage;
     TakeMarks(view_.line_bytes_, first, kDirtyLogLinesPerPage,
-              [&](uint64_t line) { lines[i] |= uint64_t{1} << (line - first); });
+              [&](uint64_t line) { lines_[i] |= uint64_t{1} << (line - first); });
   }
   Fence();  // the last marks are cleared before any entry is read
   for (size_t i = 0; i < pages_.size(); ++i) {
-    if (lines[i] != 0) visit(PhysAddr(pages_[i] << kPageShift), lines[i]);
+    if (lines_[i] != 0) visit(PhysAddr(pages_[i] << kPageShift), lines_[i]);
   }
 }
 

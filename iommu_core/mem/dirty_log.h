@@ -84,6 +84,7 @@ class DirtyLogScanner {
   DirtyLogView view_;
   std::vector<uint64_t> groups_;
   std::vector<uint64_t> pages_;
+  std::vector<uint64_t> lines_;  // of each page
 };
 
 }  // namespace viommu

@@ -56,6 +56,9 @@ class GuestPteRules {
   }
   // Of a kTable or kLeaf entry. A leaf's low address bits are zero: Classify checked it.
   GuestPhys AddressOf(uint64_t raw) const { return GuestPhys(raw & table_mask_); }
+  // For those who read many level 1 entries.
+  uint64_t address_mask() const { return table_mask_; }
+  uint64_t reserved_4k() const { return leaf_reserved_[1]; }
 
  private:
   static constexpr int kMaxLevel = 5;

@@ -65,7 +65,7 @@ absl::Status SessionImpl::Start() {
     auto log =
         DirtyLogView::Create(guest_, PhysAddr(config_.dirty_log_base), config_.guest_ram_bytes);
     if (!log.ok()) return log.status();
-    dirty_index_ = std::make_unique<DirtyTableIndex>(*log);
+    dirty_index_ = std::make_unique<DirtyTableIndex>(*log, config_.guest_ram_bytes);
     stats_.dirty_log_active = true;
   }
   if (config_.strategy != Strategy::kNested) return absl::OkStatus();

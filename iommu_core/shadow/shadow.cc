@@ -1,12 +1,6 @@
 #include "iommu_core/shadow/shadow.h"
 
 namespace viommu {
-namespace {
-
-// Above this many pieces one domain invalidation is cheaper than the pieces (a model choice).
-constexpr size_t kMaxPieces = 16;
-
-}  // namespace
 
 void Shadow::Sync(IovaRange range, SyncRun& run) {
   range.end = std::min(range.end, ShadowTable::kAll.end);
@@ -37,11 +31,6 @@ absl::Status Shadow::SetPages(IovaRange range, GuestPhys guest_pa, Access access
   const absl::Status status = table_->Set(range, guest_pa, access, run.cost.ptes_changed);
   if (!status.ok()) ClearPages(range, run.cost);
   return status;
-}
-
-void Shadow::Invalidate(IovaRange range, SyncCost& cost) {
-  if (pending_.size() <= kMaxPieces) pending_.push_back(range);
-  if (!batch_invalidations_) FlushInvalidations(cost);
 }
 
 void Shadow::TellDeviceTlbs(IovaRange range, SyncCost& cost) {

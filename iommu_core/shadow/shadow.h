@@ -138,6 +138,7 @@ class Shadow {
   absl::Status SetPages(IovaRange range, GuestPhys guest_pa, Access access, SyncRun& run);
   void ClearPages(IovaRange range, SyncCost& cost) { table_->Clear(range, cost.ptes_changed); }
   void Refuse(IovaRange range) { refused_.Add(range); }
+  bool nothing_noted() const { return refused_.empty() && unlooked_.empty(); }
   // `range` was looked at: what was noted about it is settled.
   void Settle(IovaRange range) {
     if (!refused_.empty()) refused_.Erase(range);
@@ -148,13 +149,25 @@ class Shadow {
     unlooked_.Add(range);
   }
   // `range` was unmapped or changed in the tables.
-  void Invalidate(IovaRange range, SyncCost& cost);
+  void Invalidate(IovaRange range, SyncCost& cost) {
+    NoteInvalid(range);
+    if (!batch_invalidations_) FlushInvalidations(cost);
+  }
+  // The same where invalidations are batched.
+  void NoteInvalid(IovaRange range) {
+    if (!TellsWholeDomain()) pending_.push_back(range);
+  }
+  // Further ranges make no difference.
+  bool TellsWholeDomain() const { return pending_.size() > kMaxPieces; }
   void FlushInvalidations(SyncCost& cost);
 
   const ShadowContext& context_;
   GuestTable guest_table_;
 
  private:
+  // Above this many pieces one domain invalidation is cheaper than the pieces (a model choice).
+  static constexpr size_t kMaxPieces = 16;
+
   void TellDeviceTlbs(IovaRange range, SyncCost& cost);
 
   const std::unique_ptr<ShadowTable> table_;

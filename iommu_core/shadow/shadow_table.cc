@@ -81,6 +81,7 @@ std::pair<uint64_t, uint64_t> ShadowTable::CountBelow(PhysAddr table, int level)
 void ShadowTable::Unlink(PhysAddr table, int level) {
   unlinked_.emplace_back(table, level);
   cached_span_ = kNoSpan;
+  cached_upper_span_ = kNoSpan;
 }
 
 void ShadowTable::FreeTree(PhysAddr table, int level) {
@@ -231,6 +232,65 @@ void ShadowTable::ClearIn(PhysAddr table, int level, uint64_t table_first, IovaR
 void ShadowTable::Clear(IovaRange range, uint64_t& changed) {
   range.end = std::min(range.end, kAll.end);
   if (!range.empty()) ClearIn(root_, kLevels, 0, range, changed);
+}
+
+std::optional<ShadowTable::LeafWriter> ShadowTable::OpenLeafTable(Iova iova) {
+  if (iova.value() >> vtd::LevelShift(3) != cached_upper_span_) {
+    PhysAddr table = root_;
+    for (int level = kLevels; level > 2; --level) {
+      const uint64_t raw = Load(pool_.memory().Entries(table) + vtd::LevelIndex(iova, level));
+      if (raw == 0 || SecondStagePte{raw}.leaf(level)) return std::nullopt;
+      table = TableOf(raw);
+    }
+    cached_upper_span_ = iova.value() >> vtd::LevelShift(3);
+    cached_upper_ = table;
+  }
+  const uint64_t raw = Load(pool_.memory().Entries(cached_upper_) + vtd::LevelIndex(iova, 2));
+  if (raw == 0 || SecondStagePte{raw}.leaf(2)) return std::nullopt;
+  const PhysAddr table = TableOf(raw);
+  return LeafWriter(table, pool_.memory().Entries(table), &pool_.store_observer);
+}
+
+bool ShadowTable::Close(const LeafWriter& leaf, uint64_t& changed) {
+  uint16_t& used = pool_.used(leaf.table_);
+  used = static_cast<uint16_t>(used + leaf.gain_);
+  live_pages_ += leaf.gain_;
+  changed += leaf.stores_;
+  return used != 0;
+}
+
+bool ShadowTable::LinkIn(PhysAddr table, int level, Iova iova, PhysAddr leaf_table) {
+  const int index = vtd::LevelIndex(iova, level);
+  const uint64_t old = Load(pool_.memory().Entries(table) + index);
+  if (level == 2) {
+    if (old != 0) return false;
+    Store(table, index, SecondStagePte::Table(leaf_table).raw);
+    return true;
+  }
+  if (old != 0) {
+    return !SecondStagePte{old}.leaf(level) && LinkIn(TableOf(old), level - 1, iova, leaf_table);
+  }
+  auto made = pool_.Allocate();
+  if (!made.ok()) return false;
+  if (!LinkIn(*made, level - 1, iova, leaf_table)) {
+    pool_.Free(*made);
+    return false;
+  }
+  Store(table, index, SecondStagePte::Table(*made).raw);  // complete
+  return true;
+}
+
+bool ShadowTable::LinkFreshTable(Iova iova, absl::FunctionRef<uint64_t(uint64_t*)> fill) {
+  auto table = pool_.Allocate();
+  if (!table.ok()) return false;
+  const uint64_t used = fill(pool_.memory().Entries(*table));
+  pool_.used(*table) = static_cast<uint16_t>(used);
+  if (used != 0 && LinkIn(root_, kLevels, iova, *table)) {
+    live_pages_ += used;
+    return true;
+  }
+  pool_.Free(*table);
+  return used == 0;
 }
 
 std::optional<ShadowTable::Page> ShadowTable::Lookup(Iova iova) const {

@@ -9,10 +9,12 @@
 #include <utility>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "iommu_core/base/types.h"
 #include "iommu_core/mem/host_memory.h"
+#include "iommu_core/shadow/entry_line.h"
 #include "iommu_core/shadow/host_map.h"
 #include "iommu_core/vtd/second_stage_pte.h"
 
@@ -62,16 +64,41 @@ class ShadowTable {
   // Adds the leaf entries set, cleared or replaced to `changed`. ResourceExhausted: the cap on
   // table pages; part of the range may be set.
   absl::Status Set(IovaRange range, GuestPhys guest_pa, Access access, uint64_t& changed);
-  // Maps one page where nothing is mapped, if its leaf table is the one used last. False: not done.
-  bool SetFreshPage(Iova iova, GuestPhys guest_pa, Access access) {
-    if (iova.value() >> vtd::LevelShift(2) != cached_span_) return false;
-    const int index = vtd::LevelIndex(iova, 1);
-    if (pool_.memory().Entries(cached_table_)[index] != 0) return false;
-    Store(cached_table_, index,
-          vtd::SecondStagePte::Leaf(ToPhys(map_.ToHost(guest_pa)), 1, access).raw);
-    ++live_pages_;
-    return true;
-  }
+  // Stores to one table of 4K entries, counted together when it is closed.
+  class LeafWriter {
+   public:
+    void Put(int index, uint64_t raw) {
+      uint64_t* entry = entries_ + index;
+      const uint64_t old = __atomic_load_n(entry, __ATOMIC_RELAXED);
+      stores_ += static_cast<uint64_t>(raw != old);
+      gain_ += static_cast<uint64_t>(raw != 0) - static_cast<uint64_t>(old != 0);
+      __atomic_store_n(entry, raw, __ATOMIC_RELEASE);
+      if (*observer_) (*observer_)();
+    }
+    const uint64_t* entries() const { return entries_; }
+
+   private:
+    friend class ShadowTable;
+    LeafWriter(PhysAddr table, uint64_t* entries, const std::function<void()>* observer)
+        : table_(table), entries_(entries), observer_(observer) {}
+
+    PhysAddr table_;
+    uint64_t* entries_;
+    const std::function<void()>* observer_;
+    uint64_t stores_ = 0;
+    uint64_t gain_ = 0;
+  };
+  // The table of 4K entries over the 2 MiB around `iova`. None: nothing, or a superpage, is there.
+  // Nothing else may change the table before it is closed.
+  std::optional<LeafWriter> OpenLeafTable(Iova iova);
+  // Adds the entries that were not so already to `changed`. False: the table is empty now, and is
+  // to be unlinked by Clear.
+  bool Close(const LeafWriter& leaf, uint64_t& changed);
+  // Links a table of 4K entries over the 2 MiB around `iova` if nothing is mapped there. `fill`
+  // writes the 512 entries of a zeroed table and returns how many are not zero; none: nothing is
+  // linked. False: something is mapped there, or no table page is left; `fill` may have been
+  // called.
+  bool LinkFreshTable(Iova iova, absl::FunctionRef<uint64_t(uint64_t* entries)> fill);
   // Unmaps the pages of `range`. A superpage that it cuts is split; where no table page is left for
   // that, the whole superpage goes.
   void Clear(IovaRange range, uint64_t& changed);
@@ -101,6 +128,7 @@ class ShadowTable {
   absl::Status SetIn(PhysAddr table, int level, uint64_t table_first, const Target& target,
                      uint64_t& changed);
   void ClearIn(PhysAddr table, int level, uint64_t table_first, IovaRange range, uint64_t& changed);
+  bool LinkIn(PhysAddr table, int level, Iova iova, PhysAddr leaf_table);
   // A table that maps what `leaf` at `level` maps; not linked yet.
   absl::StatusOr<PhysAddr> SplitTable(uint64_t leaf, int level);
   void Store(PhysAddr table, int index, uint64_t raw) {
@@ -122,9 +150,11 @@ class ShadowTable {
   const PhysAddr root_;
   uint64_t live_pages_ = 0;
   std::vector<std::pair<PhysAddr, int>> unlinked_;
-  // The leaf table used last, by iova >> 21.
+  // The leaf table used last, by iova >> 21, and the table above the leaf tables, by iova >> 30.
   uint64_t cached_span_ = ~uint64_t{0};
   PhysAddr cached_table_;
+  uint64_t cached_upper_span_ = ~uint64_t{0};
+  PhysAddr cached_upper_;
 };
 
 }  // namespace viommu

@@ -7,56 +7,10 @@
 namespace viommu {
 namespace {
 
-constexpr int kLineEntries = 8;  // entries of one 64-byte line
 // Fewer entries than this are read one by one: a page-selective invalidation, mostly.
 constexpr int kBulkEntries = 32;
 
-using Line = std::array<uint64_t, kLineEntries>;
-
-// Loads each entry of a line once. The guest may store to it meanwhile.
-#if defined(__SANITIZE_THREAD__)
-inline void LoadLine(const uint64_t* entries, Line& out) {
-  for (size_t i = 0; i < kLineEntries; ++i) {
-    out[i] = __atomic_load_n(entries + i, __ATOMIC_RELAXED);
-  }
-}
-#else
-// An aligned vector load is a load of each of its 8-byte lanes; volatile keeps it to one.
-typedef uint64_t Lanes __attribute__((vector_size(16), may_alias));
-inline void LoadLine(const uint64_t* entries, Line& out) {
-  const auto* from = reinterpret_cast<const volatile Lanes*>(entries);
-  auto* to = reinterpret_cast<Lanes*>(out.data());
-  for (int i = 0; i < 4; ++i) to[i] = from[i];
-}
-#endif
-
-inline bool Differs(const Line& a, const uint64_t* b) {
-  uint64_t difference = 0;
-  for (size_t i = 0; i < kLineEntries; ++i) difference |= a[i] ^ b[i];
-  return difference != 0;
-}
-
-uint64_t SpanOf(const TableNode& node) { return vtd::LevelSize(node.level); }
-uint64_t At(const TableNode& node, int slot) {
-  return node.first + SpanOf(node) * static_cast<uint64_t>(slot);
-}
-IovaRange SpanAt(const TableNode& node, int slot) {
-  return MakeRange(Iova(At(node, slot)), SpanOf(node));
-}
-
 }  // namespace
-
-struct SnapshotShadow::Pass {
-  Pass(IovaRange r, bool stop, SyncRun& s)
-      : range(r), stop_at_refusal(stop), run(s), next(r.first.value()), give_up_end(r.end) {}
-
-  IovaRange range;
-  const bool stop_at_refusal;
-  SyncRun& run;
-  uint64_t next;     // addresses below were looked at
-  Iova give_up_end;  // from `next` to here nothing may stay if the pass ends early
-  bool refused = false;
-};
 
 absl::StatusOr<std::unique_ptr<SnapshotShadow>> SnapshotShadow::Create(const ShadowContext& context,
                                                                        GuestTable guest_table,
@@ -107,7 +61,7 @@ void SnapshotShadow::FreeNode(std::unique_ptr<TableNode> node) {
     }
   }
   if (index_ != nullptr) index_->Remove(*node);
-  if (node->queued) dirty_[node->queue_index] = nullptr;
+  if (node->queued) dirty_[node->queue_index].node = nullptr;
   node_bytes_ -= sizeof(TableNode) + (node->level > 1 ? sizeof(*node->below) : 0);
   --pool_.nodes;
 }
@@ -116,7 +70,8 @@ void SnapshotShadow::Enqueue(TableNode& node) {
   if (node.queued) return;
   node.queued = true;
   node.queue_index = static_cast<uint32_t>(dirty_.size());
-  dirty_.push_back(&node);
+  const auto depth = static_cast<uint64_t>(guest_table_.levels - node.level);
+  dirty_.push_back({depth << 60 | node.first >> kPageShift, &node});
 }
 
 void SnapshotShadow::ForgetAll(SyncCost& cost) {
@@ -201,36 +156,51 @@ Shadow::Halt SnapshotShadow::SyncIdentity(Pass& pass) {
 
 // Only lines that the log named, upper levels first: they may take lower ones away.
 void SnapshotShadow::SyncDirty(Pass& pass) {
-  dirty_.erase(std::remove(dirty_.begin(), dirty_.end(), nullptr), dirty_.end());
-  std::sort(dirty_.begin(), dirty_.end(), [](const TableNode* a, const TableNode* b) {
-    return a->level != b->level ? a->level < b->level : a->first > b->first;
-  });
-  for (size_t i = 0; i < dirty_.size(); ++i) dirty_[i]->queue_index = static_cast<uint32_t>(i);
-  while (!dirty_.empty()) {
-    TableNode* node = dirty_.back();
-    dirty_.pop_back();
+  const auto before = [](const DirtyNode& a, const DirtyNode& b) { return a.order < b.order; };
+  if (!std::is_sorted(dirty_.begin(), dirty_.end(), before)) {
+    std::sort(dirty_.begin(), dirty_.end(), before);
+    for (size_t i = 0; i < dirty_.size(); ++i) {
+      if (dirty_[i].node != nullptr) dirty_[i].node->queue_index = static_cast<uint32_t>(i);
+    }
+  }
+  bool bounded = false;
+  for (size_t i = 0; i < dirty_.size(); ++i) {
+    if (i + 1 < dirty_.size() && dirty_[i + 1].node != nullptr) PrefetchLines(*dirty_[i + 1].node);
+    TableNode* node = dirty_[i].node;
     if (node == nullptr) continue;  // freed with a table above it
     node->queued = false;
-    pass.give_up_end = Iova(0);
-    if (SyncLines(*node, std::exchange(node->dirty_lines, 0), pass) == Halt::kNo) continue;
-    // The log's marks are gone: what they were for is given up, and everything compared next time.
-    complete_ = false;
-    const Iova node_end(At(*node, vtd::kEntriesPerTable));
-    GiveUp({Iova(pass.next), std::max(pass.give_up_end, node_end)}, pass.run);
-    while (!dirty_.empty()) {
-      TableNode* left = dirty_.back();
-      dirty_.pop_back();
-      if (left == nullptr) continue;
-      left->queued = false;
-      left->dirty_lines = 0;
-      GiveUp({Iova(left->first), Iova(At(*left, vtd::kEntriesPerTable))}, pass.run);
+    const uint64_t lines = std::exchange(node->dirty_lines, 0);
+    if (bounded) {
+      GiveUp({Iova(node->first), Iova(node->end())}, pass.run);
+      continue;
     }
+    pass.give_up_end = Iova(0);
+    if (SyncLines(*node, lines, pass) == Halt::kNo) continue;
+    // The log's marks are gone: what they were for is given up, and everything compared next time.
+    bounded = true;
+    complete_ = false;
+    GiveUp({Iova(pass.next), std::max(pass.give_up_end, Iova(node->end()))}, pass.run);
+  }
+  dirty_.clear();
+}
+
+void SnapshotShadow::PrefetchLines(const TableNode& node) {
+  const uint64_t* page = context_.guest.PageInPlace(node.guest_table);
+  if (page == nullptr) return;
+  std::optional<ShadowTable::LeafWriter> leaf;
+  if (node.level == 1) leaf = table().OpenLeafTable(Iova(node.first));
+  for (uint64_t lines = node.dirty_lines; lines != 0; lines &= lines - 1) {
+    const int first = std::countr_zero(lines) * kLineEntries;
+    __builtin_prefetch(page + first);
+    __builtin_prefetch(node.last.data() + first, /*rw=*/1);
+    if (leaf) __builtin_prefetch(leaf->entries() + first, /*rw=*/1);
   }
 }
 
 Shadow::Halt SnapshotShadow::SyncLines(TableNode& node, uint64_t lines, Pass& pass) {
   const uint64_t* page = context_.guest.PageInPlace(node.guest_table);
   ++pass.run.cost.table_pages_read;
+  LeafCursor cursor;
   for (; lines != 0; lines &= lines - 1) {
     const int first = std::countr_zero(lines) * kLineEntries;
     Halt halt = Halt::kNo;
@@ -239,27 +209,26 @@ Shadow::Halt SnapshotShadow::SyncLines(TableNode& node, uint64_t lines, Pass& pa
       if (halt != Halt::kNo) return halt;
       continue;
     }
-    pass.next = At(node, first);
-    if (!pass.run.budget.Spend(kLineEntries)) return Halt::kWorkBound;
-    pass.run.cost.bytes_read += sizeof(Line);
-    Line now;
-    LoadLine(page + first, now);
-    for (int i = 0; i < kLineEntries; ++i) {
-      const uint64_t entry = now[static_cast<size_t>(i)];
-      if (entry == node.last[static_cast<size_t>(first + i)]) continue;
-      ++pass.run.cost.ptes_read;
-      pass.next = At(node, first + i);
-      halt = Visit(node, first + i, entry, false, pass);
-      if (halt != Halt::kNo) return halt;
+    pass.next = node.SlotFirst(first);
+    if (!pass.run.budget.Spend(kLineEntries)) {
+      pass.run.cost.ptes_read += CloseLines(node, cursor, pass.run.cost);
+      return Halt::kWorkBound;
     }
+    pass.run.cost.bytes_read += sizeof(EntryLine);
+    EntryLine now;
+    LoadLine(page + first, now);
+    if (TakeLine(node, first, now, cursor)) continue;
+    halt = VisitLine(node, first, now, first, first + kLineEntries, kThisTable, pass);
+    if (halt != Halt::kNo) return halt;
   }
+  pass.run.cost.ptes_read += CloseLines(node, cursor, pass.run.cost);
   return Halt::kNo;
 }
 
 Shadow::Halt SnapshotShadow::SyncNode(TableNode& node, bool visit_all, Pass& pass) {
   ++pass.run.cost.table_pages_read;
   const int shift = vtd::LevelShift(node.level);
-  const uint64_t node_end = At(node, vtd::kEntriesPerTable);
+  const uint64_t node_end = node.end();
   const uint64_t begin = std::max(pass.range.first.value(), node.first);
   const uint64_t end = std::min(pass.range.end.value(), node_end);
   if (begin >= end) return Halt::kNo;
@@ -297,7 +266,7 @@ Shadow::Halt SnapshotShadow::SyncOneByOne(TableNode& node, int first, int end, b
                                           Pass& pass) {
   SyncCost& cost = pass.run.cost;
   for (int slot = first; slot < end; ++slot) {
-    pass.next = At(node, slot);
+    pass.next = node.SlotFirst(slot);
     const size_t i = static_cast<size_t>(slot);
     // IH: the guest says that no table pointer changed (6.5.2.3), so the copy stands for it.
     const bool hinted =
@@ -318,60 +287,88 @@ Shadow::Halt SnapshotShadow::SyncOneByOne(TableNode& node, int first, int end, b
     }
     if (halt != Halt::kNo) return halt;
   }
-  pass.next = At(node, end);
+  pass.next = node.SlotFirst(end);
   return Halt::kNo;
 }
 
 Shadow::Halt SnapshotShadow::SyncInBulk(TableNode& node, const uint64_t* page, int first, int end,
                                         bool visit_all, Pass& pass) {
   SyncCost& cost = pass.run.cost;
-  pass.next = At(node, first);
+  pass.next = node.SlotFirst(first);
   if (!pass.run.budget.Spend(static_cast<uint64_t>(end - first))) return Halt::kWorkBound;
   cost.bytes_read += sizeof(uint64_t) * static_cast<uint64_t>(end - first);
-  const int bulk_first = first - first % kLineEntries;
   const bool leaf_table = node.below == nullptr;
-  for (int at = bulk_first; at < end; at += kLineEntries) {
+  LeafCursor cursor;
+  for (int at = first - first % kLineEntries; at < end; at += kLineEntries) {
     if (context_.pulled != nullptr && !leaf_table) {
       // What was read below may have pushed this page out.
       page = context_.guest.PageInPlace(node.guest_table);
       if (page == nullptr) return SyncOneByOne(node, std::max(first, at), end, visit_all, pass);
     }
-    Line now;
+    EntryLine now;
     LoadLine(page + at, now);
-    if (leaf_table && !visit_all && !Differs(now, node.last.data() + at)) [[likely]]
-      continue;
-    for (int i = 0; i < kLineEntries; ++i) {
-      const int slot = at + i;
-      if (slot < first || slot >= end) continue;
-      const size_t s = static_cast<size_t>(slot);
-      pass.next = At(node, slot);
-      Halt halt = Halt::kNo;
-      if (now[static_cast<size_t>(i)] != node.last[s] || visit_all) {
-        ++cost.ptes_read;
-        halt = Visit(node, slot, now[static_cast<size_t>(i)], visit_all, pass);
-      } else if (!leaf_table && (*node.below)[s] != nullptr) {
-        // The table after the next is on its way while the next one is compared.
-        const int ahead_end =
-            context_.pulled != nullptr ? 0 : std::min(slot + 3, vtd::kEntriesPerTable);
-        for (int ahead = slot + 1; ahead < ahead_end; ++ahead) {
-          const TableNode* soon = (*node.below)[static_cast<size_t>(ahead)].get();
-          if (soon == nullptr) continue;
-          __builtin_prefetch(soon);
-          if (const uint64_t* p = context_.guest.PageInPlace(soon->guest_table)) {
-            __builtin_prefetch(p);
-          }
-        }
-        halt = SyncNode(*(*node.below)[s], false, pass);
+    if (leaf_table && !visit_all) {
+      if (!Differs(now, node.last.data() + at)) [[likely]]
+        continue;
+      if (!cursor.looked && end - first == vtd::kEntriesPerTable &&
+          TakeFreshTable(node, page, pass)) {
+        break;
       }
-      if (halt != Halt::kNo) return halt;
+      if (at >= first && at + kLineEntries <= end && TakeLine(node, at, now, cursor)) continue;
+      cost.ptes_read += CloseLines(node, cursor, cost);
     }
+    const Halt halt =
+        VisitLine(node, at, now, first, end, visit_all ? kEverything : kTablesBelow, pass);
+    if (halt != Halt::kNo) return halt;
   }
-  pass.next = At(node, end);
+  cost.ptes_read += CloseLines(node, cursor, cost);
+  pass.next = node.SlotFirst(end);
+  return Halt::kNo;
+}
+
+Shadow::Halt SnapshotShadow::VisitLine(TableNode& node, int at, const EntryLine& now, int first,
+                                       int end, Scope scope, Pass& pass) {
+  for (int slot = std::max(at, first); slot < std::min(at + kLineEntries, end); ++slot) {
+    const size_t s = static_cast<size_t>(slot);
+    const uint64_t entry = now[static_cast<size_t>(slot - at)];
+    Halt halt = Halt::kNo;
+    if (entry != node.last[s] || scope == kEverything) {
+      pass.next = node.SlotFirst(slot);
+      ++pass.run.cost.ptes_read;
+      halt = Visit(node, slot, entry, scope == kEverything, pass);
+    } else if (scope == kTablesBelow && node.below != nullptr && (*node.below)[s] != nullptr) {
+      pass.next = node.SlotFirst(slot);
+      // The table after the next is on its way while the next one is compared.
+      const int ahead_end =
+          context_.pulled != nullptr ? 0 : std::min(slot + 3, vtd::kEntriesPerTable);
+      for (int ahead = slot + 1; ahead < ahead_end; ++ahead) {
+        const TableNode* soon = (*node.below)[static_cast<size_t>(ahead)].get();
+        if (soon == nullptr) continue;
+        __builtin_prefetch(soon);
+        if (const uint64_t* p = context_.guest.PageInPlace(soon->guest_table)) {
+          __builtin_prefetch(p);
+        }
+      }
+      halt = SyncNode(*(*node.below)[s], false, pass);
+    }
+    if (halt != Halt::kNo) return halt;
+  }
   return Halt::kNo;
 }
 
 Shadow::Halt SnapshotShadow::Visit(TableNode& node, int slot, uint64_t now, bool visit_all,
                                    Pass& pass) {
+  if (node.level == 1 && !visit_all) {
+    EntryLine line;
+    const int at = slot - slot % kLineEntries;
+    std::copy_n(node.last.begin() + at, kLineEntries, line.begin());
+    line[static_cast<size_t>(slot - at)] = now;
+    LeafCursor cursor;
+    if (TakeLine(node, at, line, cursor)) {
+      CloseLines(node, cursor, pass.run.cost);  // the caller counted the entry
+      return Halt::kNo;
+    }
+  }
   const uint64_t effective = now & node.permissions & kPermissionBits;
   switch (KindOf(now, node)) {
     case EntryKind::kAbsent:
@@ -387,7 +384,7 @@ Shadow::Halt SnapshotShadow::Visit(TableNode& node, int slot, uint64_t now, bool
 
 void SnapshotShadow::SetAbsent(TableNode& node, int slot, uint64_t now, bool visit_all,
                                Pass& pass) {
-  const IovaRange span = SpanAt(node, slot);
+  const IovaRange span = node.SlotRange(slot);
   const Dropped dropped = Drop(node, slot);
   node.last[static_cast<size_t>(slot)] = now;
   Settle(span);
@@ -402,7 +399,7 @@ void SnapshotShadow::SetAbsent(TableNode& node, int slot, uint64_t now, bool vis
 Shadow::Halt SnapshotShadow::SetLeaf(TableNode& node, int slot, uint64_t now, uint64_t effective,
                                      bool visit_all, Pass& pass) {
   const size_t i = static_cast<size_t>(slot);
-  const IovaRange span = SpanAt(node, slot);
+  const IovaRange span = node.SlotRange(slot);
   SyncCost& cost = pass.run.cost;
   ++cost.leaves_visited;
   const GuestPhys guest_pa = context_.rules.AddressOf(now);
@@ -429,9 +426,7 @@ Shadow::Halt SnapshotShadow::SetLeaf(TableNode& node, int slot, uint64_t now, ui
   bool mapped = account_.TryMap(pages);
   if (mapped) {
     cost.pages_pinned += pages;
-    if (pages == 1 && table().SetFreshPage(span.first, guest_pa, ToAccess(effective))) {
-      ++cost.ptes_changed;
-    } else if (!SetPages(span, guest_pa, ToAccess(effective), pass.run).ok()) {
+    if (!SetPages(span, guest_pa, ToAccess(effective), pass.run).ok()) {
       mapped = false;
       Uncharge({1, pages}, cost);
     }
@@ -455,7 +450,7 @@ Shadow::Halt SnapshotShadow::SetLeaf(TableNode& node, int slot, uint64_t now, ui
 Shadow::Halt SnapshotShadow::SetTable(TableNode& node, int slot, uint64_t now, uint64_t effective,
                                       bool visit_all, Pass& pass) {
   const size_t i = static_cast<size_t>(slot);
-  const IovaRange span = SpanAt(node, slot);
+  const IovaRange span = node.SlotRange(slot);
   const PhysAddr guest_table = ToPhys(context_.rules.AddressOf(now));
   auto& below = (*node.below)[i];
   bool everything = true;
@@ -501,7 +496,7 @@ SnapshotShadow::Dropped SnapshotShadow::Drop(TableNode& node, int slot) {
     }
     FreeNode(std::move((*node.below)[i]));
   } else if (KindOf(node.last[i], node) == EntryKind::kLeaf) {
-    sum = {1, SpanOf(node) >> kPageShift};
+    sum = {1, node.slot_size() >> kPageShift};
   }
   node.last[i] = 0;
   return sum;
@@ -509,7 +504,7 @@ SnapshotShadow::Dropped SnapshotShadow::Drop(TableNode& node, int slot) {
 
 void SnapshotShadow::DropRange(TableNode& node, IovaRange range, Dropped& sum, IovaRange& hull) {
   for (int slot = 0; slot < vtd::kEntriesPerTable; ++slot) {
-    const IovaRange span = SpanAt(node, slot);
+    const IovaRange span = node.SlotRange(slot);
     if (!span.Overlaps(range)) continue;
     const bool whole = range.first <= span.first && span.end <= range.end;
     if (!whole && node.below != nullptr && (*node.below)[static_cast<size_t>(slot)] != nullptr) {

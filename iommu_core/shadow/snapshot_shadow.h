@@ -5,9 +5,13 @@
 #define VIOMMU_IOMMU_CORE_SHADOW_SNAPSHOT_SHADOW_H_
 
 #include <array>
+#include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
+#include "iommu_core/shadow/entry_line.h"
+#include "iommu_core/shadow/leaf_line.h"
 #include "iommu_core/shadow/shadow.h"
 #include "iommu_core/vtd/second_stage_pte.h"
 
@@ -30,7 +34,14 @@ struct alignas(64) TableNode {
   uint8_t permissions = 0;   // AND of R and W above
   bool queued = false;       // dirty-log: stands in its shadow's list of dirty nodes ...
   uint32_t queue_index = 0;  // ... here
-  uint32_t index_slot = 0;   // for the TableIndex
+  // TableIndex: other nodes of the same guest table.
+  TableNode* index_next = nullptr;
+  TableNode* index_previous = nullptr;
+
+  uint64_t slot_size() const { return vtd::LevelSize(level); }
+  uint64_t SlotFirst(int slot) const { return first + slot_size() * static_cast<uint64_t>(slot); }
+  uint64_t end() const { return SlotFirst(vtd::kEntriesPerTable); }
+  IovaRange SlotRange(int slot) const { return MakeRange(Iova(SlotFirst(slot)), slot_size()); }
 };
 
 // Told where tables are, by a session whose guest keeps a dirty log.
@@ -63,10 +74,38 @@ class SnapshotShadow final : public Shadow {
   void Enqueue(TableNode& node);
 
  private:
-  struct Pass;
+  struct Pass {
+    Pass(IovaRange r, bool stop, SyncRun& s)
+        : range(r), stop_at_refusal(stop), run(s), next(r.first.value()), give_up_end(r.end) {}
+
+    IovaRange range;
+    const bool stop_at_refusal;
+    SyncRun& run;
+    uint64_t next;     // addresses below were looked at
+    Iova give_up_end;  // from `next` to here nothing may stay if the pass ends early
+    bool refused = false;
+  };
   struct Dropped {
     uint64_t entries = 0;
     uint64_t pages = 0;
+  };
+  // What was done to the physical leaf table behind a node of level 1. It is looked for when it is
+  // first needed.
+  struct LeafRun {
+    uint64_t differing = 0;  // entries that are not as seen last
+    uint64_t visited = 0;    // leaves of those
+    uint64_t maps = 0;
+    uint64_t unmaps = 0;
+    int64_t peak = 0;  // of maps - unmaps
+  };
+  struct LeafCursor {
+    bool looked = false;
+    std::optional<ShadowTable::LeafWriter> writer;
+    LeafRun run;
+  };
+  struct DirtyNode {
+    uint64_t order;   // upper levels first, then by address
+    TableNode* node;  // null: freed meanwhile
   };
 
   SnapshotShadow(const ShadowContext& context, std::unique_ptr<ShadowTable> table,
@@ -87,6 +126,28 @@ class SnapshotShadow final : public Shadow {
   // one wait.
   void PrefetchBelow(const TableNode& node, int first, int end, bool visit_all,
                      const Pass& pass) const;
+  // The entries of a line, one by one, within [first, end).
+  enum Scope { kThisTable, kTablesBelow, kEverything };  // everything: visit_all
+  Halt VisitLine(TableNode& node, int at, const EntryLine& now, int first, int end, Scope scope,
+                 Pass& pass);
+  void PrefetchLines(const TableNode& node);
+
+  // snapshot_leaf.cc: 4K entries by the line and by the table. These end with the same tables and
+  // the same counts as entry by entry; they are for the case that nothing can be refused, nothing
+  // noted has to be settled, and older pages do not stand where the copy has none.
+  bool TakesInBulk() const { return nothing_noted() && account_.Fits(vtd::kEntriesPerTable); }
+  // A whole guest table over a span in which nothing is mapped. False: not done.
+  bool TakeFreshTable(TableNode& node, const uint64_t* page, Pass& pass);
+  // The line of `node` that starts at slot `at`. False: not done, and no other line of it will be.
+  bool TakeLine(TableNode& node, int at, const EntryLine& now, LeafCursor& cursor);
+  bool OpenLines(const TableNode& node, LeafCursor& cursor);
+  // Ends a series of TakeLine: counts what was done, and a physical table that became empty goes.
+  // Returns how many entries differed.
+  uint64_t CloseLines(TableNode& node, LeafCursor& cursor, SyncCost& cost);
+  LeafRules RulesOf(const TableNode& node) const {
+    return LeafRules(context_.rules, context_.map, node.permissions);
+  }
+
   // One entry whose value is `now`.
   Halt Visit(TableNode& node, int slot, uint64_t now, bool visit_all, Pass& pass);
   Halt SetLeaf(TableNode& node, int slot, uint64_t now, uint64_t effective, bool visit_all,
@@ -115,7 +176,7 @@ class SnapshotShadow final : public Shadow {
   TableIndex* const index_;
   DmaAccount account_;
   std::unique_ptr<TableNode> root_;
-  std::vector<TableNode*> dirty_;
+  std::vector<DirtyNode> dirty_;
   bool complete_ = false;  // dirty-log: the copies cover the whole table, so the log is enough
   bool identity_mapped_ = false;
   uint64_t node_bytes_ = 0;

@@ -110,6 +110,58 @@ TEST_P(Counts, SnapshotReadsUnchangedTablesInBulkAndLooksAtNoEntry) {
   EXPECT_EQ(done.cost.shadow_mismatches, 0u);
 }
 
+TEST_P(Counts, EntriesTakenInBulkCountAsTheyDoOneByOne) {
+  for (const Strategy strategy : {Strategy::kSnapshot, Strategy::kDirtyLog}) {
+    for (const bool in_bulk : {true, false}) {
+      TestGuest guest;
+      const PhysAddr table = guest.NewPage();
+      guest.SetContext(kNic, vtd::ContextEntry::Make(table, levels(), DomainId(1)));
+      // One table and a bit; every eighth entry is not present.
+      for (uint64_t i = 0; i < 600; ++i) {
+        guest.Map(table, levels(), i << 12, kBuffers + (i << 12), i % 8 == 7 ? 0 : kRw);
+      }
+      SessionConfig config;
+      config.dma_entry_limit = in_bulk ? 65535 : 700;  // too near to take a table without asking
+      auto session = MakeSession(guest, strategy, config);
+      ASSERT_TRUE(session->AddDevice(kNic, false).ok());
+      SyncCost cost = session->stats().cost;
+      const uint64_t tables_above = static_cast<uint64_t>(levels()) - 1;
+      EXPECT_EQ(cost.ptes_read, 2 + tables_above + 1 + 600);  // root and context; two leaf tables
+      EXPECT_EQ(cost.leaves_visited, 525u);
+      EXPECT_EQ(cost.ptes_changed, 525u);
+      EXPECT_EQ(cost.dma_maps, 525u);
+      EXPECT_EQ(cost.pages_pinned, 525u);
+      EXPECT_EQ(session->stats().pinned_pages_max, 525u);
+
+      // In one line: a map, an unmap, a remap, a remap and an ignored bit; the first comes before
+      // the unmap.
+      guest.Map(table, levels(), 7 << 12, kBuffers);
+      guest.Unmap(table, levels(), 8 << 12);
+      guest.Map(table, levels(), 9 << 12, kBuffers);
+      guest.Map(table, levels(), 10 << 12, kBuffers);
+      guest.Map(table, levels(), 11 << 12, kBuffers + (11 << 12), kRw | uint64_t{1} << 55);
+      cost = Send(*session, {Dsi(1)}).cost;
+      EXPECT_EQ(cost.ptes_read, 5u);
+      EXPECT_EQ(cost.leaves_visited, 4u);
+      EXPECT_EQ(cost.ptes_changed, 4u);
+      EXPECT_EQ(cost.dma_maps, 3u);
+      EXPECT_EQ(cost.dma_unmaps, 3u);
+      EXPECT_EQ(cost.iotlb_invalidations, 3u);
+      EXPECT_EQ(session->stats().pinned_pages, 525u);
+      EXPECT_EQ(session->stats().pinned_pages_max, 526u);
+      EXPECT_EQ(session->VerifyAll(), 0u);
+
+      // The last entries of a table go: its physical table, too.
+      const uint64_t table_pages = session->stats().shadow_table_pages;
+      for (uint64_t i = 512; i < 600; ++i) guest.Unmap(table, levels(), i << 12);
+      cost = Send(*session, {Dsi(1)}).cost;
+      EXPECT_EQ(cost.dma_unmaps, 77u);
+      EXPECT_EQ(session->stats().shadow_table_pages, table_pages - 1);
+      EXPECT_EQ(session->VerifyAll(), 0u);
+    }
+  }
+}
+
 TEST_P(Counts, FreedSubtreeIsDroppedWithoutReadingIt) {
   Attach(kNic);
   for (uint64_t i = 0; i < 1024; ++i) guest_.Map(table_, levels(), i << 12, kBuffers + (i << 12));
