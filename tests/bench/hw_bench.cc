@@ -52,24 +52,35 @@ void BM_IotlbHit(benchmark::State& state) {
 }
 BENCHMARK(BM_IotlbHit)->Arg(1024)->Arg(65536);
 
-// The floor: a line of tags and a line of entries in arrays as large as the IOTLB's, the second
-// address known from the first, and the next first one from the second.
+// The floor: a line of tags and a line of entries in arrays as large as the IOTLB's. Which line it
+// is comes from the page by a hash, the second address from the first line, the next page from the
+// second.
 void BM_FloorTwoLines(benchmark::State& state) {
   struct alignas(64) Line {
     std::array<uint64_t, 8> word{};
   };
   const auto sets = static_cast<size_t>(state.range(0)) / 8;
-  std::vector<Line> tags(sets), entries(sets);
-  std::vector<size_t> order(sets);
-  for (size_t i = 0; i < sets; ++i) order[i] = i;
+  const auto line_of = [&](uint64_t page) {
+    return static_cast<size_t>((page * 0x9e3779b97f4a7c15 >> 32) & (sets - 1));
+  };
+  // Pages of different lines, one after the other in random order.
+  std::vector<uint64_t> pages;
+  std::vector<bool> taken(sets);
   std::mt19937_64 random(1);
-  std::shuffle(order.begin(), order.end(), random);
-  for (size_t i = 0; i < sets; ++i) {
-    tags[order[i]].word.fill(order[i]);
-    entries[order[i]].word.fill(order[(i + 1) % sets]);
+  for (size_t tries = 0; tries < 20 * sets; ++tries) {
+    const uint64_t page = random() >> 24;
+    if (taken[line_of(page)]) continue;
+    taken[line_of(page)] = true;
+    pages.push_back(page);
   }
-  size_t at = order[0];
-  for (auto _ : state) at = entries[tags[at].word[0]].word[0];
+  std::vector<Line> tags(sets), entries(sets);
+  for (size_t i = 0; i < pages.size(); ++i) {
+    const size_t line = line_of(pages[i]);
+    tags[line].word.fill(line);
+    entries[line].word.fill(pages[(i + 1) % pages.size()]);
+  }
+  uint64_t at = pages[0];
+  for (auto _ : state) at = entries[tags[line_of(at)].word[0]].word[0];
   benchmark::DoNotOptimize(at);
 }
 BENCHMARK(BM_FloorTwoLines)->Arg(1024)->Arg(65536);
