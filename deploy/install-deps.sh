@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Installs what a fresh Debian 12 lacks for building, running and testing. Debian's packages only;
-# nothing to do (and no network) when all are there.
+# install-deps.sh [build]: installs what a fresh Debian 12 lacks for building, running and testing;
+# `build`: for building only. Debian's packages only; nothing to do (and no network) when all are
+# there.
 set -euo pipefail
 
 packages=(
@@ -8,9 +9,17 @@ packages=(
   libgrpc++-dev protobuf-compiler protobuf-compiler-grpc libprotobuf-dev libabsl-dev libssl-dev
   prometheus-cpp-dev libspdlog-dev nlohmann-json3-dev zlib1g-dev
   libgtest-dev libgmock-dev libbenchmark-dev
-  prometheus openssl
-  clang-14 libclang-rt-14-dev clang-format clang-tidy
 )
+if [[ ${1:-} != build ]]; then
+  packages+=(
+    prometheus openssl
+    clang-14 libclang-rt-14-dev clang-format clang-tidy
+    python3-yaml python3-jsonschema
+    # deploy/containers/test.sh. runc is named because apt picks crun, which starts nothing under
+    # hybrid cgroups.
+    podman podman-compose runc netavark aardvark-dns iptables iproute2 mmdebstrap
+  )
+fi
 
 missing=()
 for package in "${packages[@]}"; do

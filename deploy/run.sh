@@ -3,7 +3,7 @@
 # a real Linux guest. Arguments are passed on to `viommu compare`.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-"$root/deploy/install-deps.sh"
+"$root/deploy/install-deps.sh" build
 "$root/deploy/build.sh" release guest_svc hypervisor_svc viommu
 exec "$root/build/release/bin/viommu" compare \
   --trace="$root/tests/data/linux/6.1_cmon_strict1_r4k/trace.txt.gz" \

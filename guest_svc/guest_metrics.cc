@@ -47,6 +47,9 @@ std::vector<prometheus::MetricFamily> GuestMetrics::Collect() const {
   out.push_back(std::move(ops).Build());
   out.push_back(GaugeFamily("viommu_iova_allocated_bytes", "IOVA space handed out now.",
                             Value(stats.iova_allocated_bytes)));
+  out.push_back(GaugeFamily("viommu_iova_allocated_bytes_max",
+                            "IOVA space handed out now in the domain that has most.",
+                            Value(stats.iova_allocated_bytes_max)));
   out.push_back(GaugeFamily("viommu_flush_queue_entries",
                             "Unmapped ranges that wait for a flush now.",
                             Value(stats.flush_queue_entries)));

@@ -60,6 +60,11 @@ std::vector<prometheus::MetricFamily> HypervisorMetrics::Collect() const {
                        MetricType::Counter);
   unmaps.Add({{"code", "ok"}}, Value(now.cost.dma_unmaps));
   out.push_back(std::move(unmaps).Build());
+  out.push_back(GaugeFamily("viommu_dma_entries_max",
+                            "Mappings now in the DMA container that holds most.",
+                            Value(now.dma_entries_max)));
+  out.push_back(GaugeFamily("viommu_dma_entry_limit", "Mappings that one DMA container may hold.",
+                            Value(registry_.options().session.dma_entry_limit)));
   out.push_back(GaugeFamily("viommu_pinned_bytes", "Guest memory pinned now.",
                             Value(now.pinned_pages * kPageSize)));
   out.push_back(GaugeFamily("viommu_shadow_table_pages", "Physical table pages in use.",

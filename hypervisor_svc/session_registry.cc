@@ -26,6 +26,7 @@ void AddStats(const SessionStats& from, SessionStats& to) {
   to.shadow_table_pages += from.shadow_table_pages;
   to.bookkeeping_bytes += from.bookkeeping_bytes;
   to.refused_pages += from.refused_pages;
+  to.dma_entries_max = std::max(to.dma_entries_max, from.dma_entries_max);
   to.iotlb_hits += from.iotlb_hits;
   to.iotlb_misses += from.iotlb_misses;
   to.stale_dma_hits += from.stale_dma_hits;
@@ -190,7 +191,7 @@ void SessionRegistry::Close(const std::shared_ptr<GuestSession>& session) {
   }
   SessionStats last = session->End();
   last.live_pages = last.pinned_pages = last.shadow_table_pages = last.bookkeeping_bytes = 0;
-  last.refused_pages = 0;
+  last.refused_pages = last.dma_entries_max = 0;
   last.devices = last.domains = 0;
   absl::MutexLock lock(&mu_);
   AddStats(last, retired_.stats);

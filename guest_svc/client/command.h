@@ -37,6 +37,7 @@ int RunReplay(const Args& args);
 int RunInspect(const Args& args);
 int RunLoadCommand(const Args& args);
 int RunStatus(const Args& args);
+int RunHealth(const Args& args);
 int RunConformance(const Args& args);
 
 }  // namespace viommu::client

@@ -24,6 +24,7 @@ constexpr Command kCommands[] = {
     {"inspect", "list what a saved guest's tables let its devices reach", RunInspect},
     {"load", "real-time load on a running guest", RunLoadCommand},
     {"status", "sessions of a running hypervisor", RunStatus},
+    {"health", "is a service up and taking calls? for health checks of containers", RunHealth},
     {"conformance", "replay recorded VT-d cases against our unit", RunConformance},
 };
 

@@ -61,12 +61,13 @@ struct GuestStats {
   double stale_page_seconds = 0;     // of revoked pages: sum of (revoked - unmap returned)
   double stale_age_max_seconds = 0;
   uint64_t reused_while_stale_pages = 0;
-  uint64_t stale_dma_hits = 0;        // as completions report them
-  uint64_t iova_allocated_bytes = 0;  // gauge
-  uint64_t domains = 0;               // gauge
-  uint64_t devices = 0;               // gauge
-  SyncCost sync;                      // as completions report it
-  ModelledCost modelled;              // priced counts, all vCPUs
+  uint64_t stale_dma_hits = 0;            // as completions report them
+  uint64_t iova_allocated_bytes = 0;      // gauge
+  uint64_t iova_allocated_bytes_max = 0;  // gauge: of the domain that has most
+  uint64_t domains = 0;                   // gauge
+  uint64_t devices = 0;                   // gauge
+  SyncCost sync;                          // as completions report it
+  ModelledCost modelled;                  // priced counts, all vCPUs
 };
 
 // Calls serialise on one lock (the queue's); any thread may call.

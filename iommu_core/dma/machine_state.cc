@@ -1,4 +1,5 @@
 // Buffers, policy changes, faults and figures of a GuestMachine.
+#include <algorithm>
 #include <utility>
 
 #include "iommu_core/base/errors.h"
@@ -135,10 +136,10 @@ GuestStats GuestMachineImpl::stats() const {
   out.stale_age_max_seconds = exposure_.age_max_seconds_at(now);
   out.reused_while_stale_pages = exposure_.reused_pages();
   for (const auto& [id, domain] : domains_) {
-    out.iova_allocated_bytes += domain->iovas->allocated_bytes();
-    for (const PageLane& lane : domain->lanes) {
-      out.iova_allocated_bytes -= lane.iovas.count() * kPageSize;
-    }
+    uint64_t bytes = domain->iovas->allocated_bytes();
+    for (const PageLane& lane : domain->lanes) bytes -= lane.iovas.count() * kPageSize;
+    out.iova_allocated_bytes += bytes;
+    out.iova_allocated_bytes_max = std::max(out.iova_allocated_bytes_max, bytes);
   }
   out.domains = domains_.size();
   out.devices = domain_of_device_.size();

@@ -77,6 +77,7 @@ struct SessionStats {
   uint64_t shadow_table_pages = 0;  // gauge: physical table pages
   uint64_t bookkeeping_bytes = 0;   // gauge: records and last-seen copies
   uint64_t refused_pages = 0;       // gauge: pages waiting to be mapped again after a limit
+  uint64_t dma_entries_max = 0;     // gauge: mappings in the DMA container that holds most
   uint64_t iotlb_hits = 0;
   uint64_t iotlb_misses = 0;
   uint64_t stale_dma_hits = 0;

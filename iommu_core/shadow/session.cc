@@ -149,6 +149,7 @@ SessionStats SessionImpl::stats() const {
     out.live_pages += shadow->table().live_pages();
     out.bookkeeping_bytes += shadow->bookkeeping_bytes();
     out.refused_pages += shadow->refused().page_count();
+    out.dma_entries_max = std::max(out.dma_entries_max, shadow->account().entries());
   }
   out.pinned_pages = pins_.pages();
   out.pinned_pages_max = pins_.pages_max();
