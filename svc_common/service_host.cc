@@ -140,7 +140,9 @@ grpc::ChannelArguments ClientChannelArguments() {
   args.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
   // A restarted peer is found again within two seconds, without a stampede.
   args.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
-  args.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 100);
+  // For gRPC this is also the time one attempt may take: on a loaded machine a healthy peer needs
+  // more than a tenth of a second for its part of the handshake.
+  args.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 2'000);
   args.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 2'000);
   return args;
 }

@@ -10,6 +10,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
 #include "iommu_core/load/line_reader.h"
 #include "iommu_core/load/trace_line.h"
 
@@ -73,6 +74,7 @@ class Parser {
     const absl::string_view text = absl::StripAsciiWhitespace(line);
     if (text.empty()) return absl::OkStatus();
     if (text[0] == '#') return TakeHeader(text);
+    if (entries_ == 0 && IsTraceCmdPreamble(text)) return absl::OkStatus();
     if (absl::StrContains(text, " EVENTS]") && absl::StrContains(text, "LOST")) {
       return TakeLost(text);
     }
@@ -144,6 +146,18 @@ class Parser {
     word = word.substr(0, word.find(' '));
     return word.size() >= 6 &&
            std::all_of(word.begin(), word.end(), [](char c) { return absl::ascii_isxdigit(c); });
+  }
+
+  // trace-cmd report begins with "cpus=8", and "CPU 3 is empty" for those that recorded nothing.
+  static bool IsTraceCmdPreamble(absl::string_view text) {
+    const auto is_number = [](absl::string_view word) {
+      return !word.empty() &&
+             std::all_of(word.begin(), word.end(), [](char c) { return absl::ascii_isdigit(c); });
+    };
+    if (absl::ConsumePrefix(&text, "cpus=")) return is_number(text);
+    if (absl::ConsumePrefix(&text, "version = ")) return is_number(text);
+    return absl::ConsumePrefix(&text, "CPU ") && absl::ConsumeSuffix(&text, " is empty") &&
+           is_number(text);
   }
 
   absl::Status TakeEvent(const TraceLine& line) {

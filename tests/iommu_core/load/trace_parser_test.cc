@@ -194,6 +194,17 @@ TEST(TraceParser, PerfCallChainsAndOtherEventsAreSkipped) {
   EXPECT_EQ(trace->info.skipped, 2u);
 }
 
+TEST(TraceParser, TraceCmdPreambleOnlyBeforeTheFirstEvent) {
+  const std::string map = Line("fio-2", 1, 100, MapText(0x1000, 1));
+  const std::string preamble = "version = 6\nCPU 0 is empty\ncpus=2\n";
+  const auto trace = Read(preamble + map);
+  ASSERT_TRUE(trace.ok()) << trace.status();
+  EXPECT_EQ(trace->info.maps, 1u);
+  EXPECT_FALSE(Read("cpus=two\n" + map).ok());
+  EXPECT_FALSE(Read("CPU 0 is full\n" + map).ok());
+  EXPECT_FALSE(Read(map + "cpus=2\n" + map).ok());
+}
+
 TEST(TraceParser, RefusesWithLineNumber) {
   const std::string good = Line("a-1", 0, 0, MapText(0x1000, 1));
   struct Case {
