@@ -76,6 +76,7 @@ class SessionImpl final : public HypervisorSession {
     GuestPhys guest;
   };
   using Synced = std::set<const Shadow*>;
+  using Moves = std::vector<std::pair<Device*, GuestContext>>;
 
   SessionImpl(SessionConfig config, PhysicalMemory& guest, std::unique_ptr<HostMemory> host_memory);
   absl::Status Start();
@@ -106,11 +107,17 @@ class SessionImpl final : public HypervisorSession {
   // `synced`.
   void Refresh(Device& device, const GuestContext& context, Synced& synced, SyncRun& run)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  void RefreshMovedFirst(std::vector<std::pair<Device*, GuestContext>> affected, SyncRun& run)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void RefreshMovedFirst(Moves affected, SyncRun& run) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Detach(Device& device, SyncCost& cost) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  Shadow* FindShadow(const GuestTable& table) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   Shadow* FindOrMakeShadow(Device& device, const GuestTable& table)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Another shadow for `table`, complete, beside the one that devices are about to leave. False:
+  // no room for both.
+  bool ReplaceShadow(const GuestTable& table, Synced& synced, SyncRun& run)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  Shadow* AddShadow(const GuestTable& table) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void RemoveShadow(Shadow* shadow, SyncCost& cost) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::StatusOr<std::unique_ptr<Shadow>> MakeShadow(const GuestTable& table, DomainId host_domain)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void DropUser(Shadow* shadow, Device& device, SyncCost& cost) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

@@ -78,6 +78,13 @@ absl::StatusOr<std::unique_ptr<Shadow>> SessionImpl::MakeShadow(const GuestTable
   return SnapshotShadow::Create(*shadow_context_, table, host_domain, nodes_, dirty_index_.get());
 }
 
+Shadow* SessionImpl::FindShadow(const GuestTable& table) const {
+  for (const auto& shadow : shadows_) {
+    if (shadow->guest_table() == table && !shadow->retired) return shadow.get();
+  }
+  return nullptr;
+}
+
 Shadow* SessionImpl::FindOrMakeShadow(Device& device, const GuestTable& table) {
   const bool shared = config_.strategy != Strategy::kWalk;
   if (!shared && device.shadow != nullptr) {
@@ -85,10 +92,12 @@ Shadow* SessionImpl::FindOrMakeShadow(Device& device, const GuestTable& table) {
     return device.shadow;
   }
   if (shared) {
-    for (const auto& shadow : shadows_) {
-      if (shadow->guest_table() == table) return shadow.get();
-    }
+    if (Shadow* shadow = FindShadow(table)) return shadow;
   }
+  return AddShadow(table);
+}
+
+Shadow* SessionImpl::AddShadow(const GuestTable& table) {
   if (shadows_.size() >= config_.max_domains) return nullptr;
   uint16_t number;
   if (!free_host_domains_.empty()) {
@@ -109,7 +118,10 @@ void SessionImpl::DropUser(Shadow* shadow, Device& device, SyncCost& cost) {
   auto& tlbs = shadow->device_tlbs;
   tlbs.erase(std::remove(tlbs.begin(), tlbs.end(), &device.tlb), tlbs.end());
   device.tlb.DropAll();
-  if (--shadow->users != 0) return;
+  if (--shadow->users == 0) RemoveShadow(shadow, cost);
+}
+
+void SessionImpl::RemoveShadow(Shadow* shadow, SyncCost& cost) {
   shadow->Release(cost);
   free_host_domains_.push_back(shadow->host_domain().value());
   shadows_.erase(std::find_if(shadows_.begin(), shadows_.end(),
@@ -168,20 +180,66 @@ void SessionImpl::Refresh(Device& device, const GuestContext& context, Synced& s
   }
 }
 
-void SessionImpl::RefreshMovedFirst(std::vector<std::pair<Device*, GuestContext>> affected,
-                                    SyncRun& run) {
+bool SessionImpl::ReplaceShadow(const GuestTable& table, Synced& synced, SyncRun& run) {
+  Shadow* const before = FindShadow(table);
+  Shadow* const made = AddShadow(table);
+  if (made == nullptr) return false;
+  SyncShadow(*made, ShadowTable::kAll, run);
+  if (!made->refused().empty() || !made->unlooked().empty()) {
+    RemoveShadow(made, run.cost);
+    return false;
+  }
+  synced.insert(made);
+  before->retired = true;
+  return true;
+}
+
+void SessionImpl::RefreshMovedFirst(Moves affected, SyncRun& run) {
+  Synced synced;
+  const auto first_stayer =
+      std::stable_partition(affected.begin(), affected.end(),
+                            [](const auto& a) { return a.second.table != a.first->guest_table; });
+  Moves moved(affected.begin(), first_stayer);
+  affected.erase(affected.begin(), first_stayer);
   // A device that leaves a shared shadow goes before that shadow takes up what changed in a table
   // which is no longer the device's: a page that it has before and after must not go in between.
-  std::stable_partition(affected.begin(), affected.end(),
-                        [](const auto& a) { return a.second.table != a.first->guest_table; });
-  Synced synced;
+  const auto waits = [&](const auto& move) {
+    const Shadow* to = FindShadow(move.second.table);
+    return to != nullptr && std::any_of(moved.begin(), moved.end(), [&](const auto& other) {
+             return other.first != move.first && other.first->shadow == to;
+           });
+  };
+  while (!moved.empty()) {
+    auto next = moved.begin();
+    if (config_.strategy != Strategy::kWalk) {
+      next = std::find_if_not(moved.begin(), moved.end(), waits);
+      if (next == moved.end()) {
+        // They wait for each other, having swapped tables: one goes to a shadow of its own.
+        next = moved.begin();
+        Shadow* const left = FindShadow(next->second.table);
+        if (ReplaceShadow(next->second.table, synced, run)) {
+          // Who stays with the table comes along.
+          for (auto& [sid, device] : devices_) {
+            const auto is_device = [&d = device](const auto& m) { return m.first == d.get(); };
+            if (device->shadow != left || std::any_of(moved.begin(), moved.end(), is_device)) {
+              continue;
+            }
+            Refresh(*device, {device->guest_table, device->uses_device_tlb}, synced, run);
+          }
+        }
+      }
+    }
+    const auto [device, context] = *next;
+    moved.erase(next);
+    Refresh(*device, context, synced, run);
+  }
   for (const auto& [device, context] : affected) Refresh(*device, context, synced, run);
 }
 
 void SessionImpl::RefreshAll(SyncCost& cost) {
   WorkBudget budget(config_.max_work_per_invalidation, config_.yield);
   SyncRun run{.cost = cost, .budget = budget};
-  std::vector<std::pair<Device*, GuestContext>> affected;
+  Moves affected;
   for (auto& [sid, device] : devices_) {
     // With translation off the model blocks a device: see README.md.
     affected.emplace_back(device.get(),
@@ -253,7 +311,7 @@ void SessionImpl::Invalidate(const vtd::ContextCacheInvalidate& d, SyncRun& run)
   // FM masks the low function bits (6.5.2.1); the domain id of a device-selective one is not
   // needed.
   const auto function_mask = static_cast<uint16_t>(~((1u << d.function_mask) - 1));
-  std::vector<std::pair<Device*, GuestContext>> affected;
+  Moves affected;
   for (auto& [sid, device] : devices_) {
     if (d.granularity == Granularity::kPageOrDevice &&
         (sid.value() & function_mask) != (d.source_id.value() & function_mask)) {

@@ -117,6 +117,8 @@ class Shadow {
   // unpins (drivers/iommu/intel/cache.c).
   std::vector<DeviceTlb*> device_tlbs;
   uint32_t users = 0;  // devices
+  // Another shadow of the same guest table takes its place: no device comes to it any more.
+  bool retired = false;
 
  protected:
   enum class Halt : uint8_t { kNo, kWorkBound, kRefused };
