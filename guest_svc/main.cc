@@ -7,6 +7,7 @@
 int main(int argc, char** argv) {
   constexpr const char* kProgram = "guest_svc";
   viommu::BlockSignals();
+  viommu::SkipLockOrderChecks();
   viommu::InitLogging(kProgram);
   viommu::GuestOptions options;
   viommu::FlagSet flags(

@@ -7,6 +7,7 @@
 int main(int argc, char** argv) {
   constexpr const char* kProgram = "hypervisor_svc";
   viommu::BlockSignals();
+  viommu::SkipLockOrderChecks();
   viommu::InitLogging(kProgram);
   viommu::HypervisorOptions options;
   viommu::FlagSet flags(

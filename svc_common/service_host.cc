@@ -16,6 +16,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 
 namespace viommu {
@@ -73,11 +74,13 @@ absl::StatusOr<std::unique_ptr<ServiceHost>> ServiceHost::Create(
   if (listen->is_unix()) {
     if (absl::Status status = ClearStaleSocket(listen->unix_path); !status.ok()) return status;
   }
-  grpc::EnableDefaultHealthCheckService(true);
+  // Ours instead (health_service.h): gRPC's own brings threads that poll for every stream.
+  grpc::EnableDefaultHealthCheckService(false);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   auto host = std::unique_ptr<ServiceHost>(new ServiceHost(options, *listen));
   grpc::ServerBuilder& builder = host->builder_;
   builder.AddListeningPort(listen->ToString(), *credentials, &host->bound_port_);
+  builder.RegisterService(&host->health_);
   builder.SetMaxReceiveMessageSize(kMaxMessageBytes);
   builder.SetMaxSendMessageSize(kMaxMessageBytes);
   // Two servers on one port would share its connections without a word.
@@ -124,7 +127,7 @@ void ServiceHost::PrintReady() const {
 
 void ServiceHost::Shutdown(absl::Duration grace) {
   if (server_ == nullptr || std::exchange(down_, true)) return;
-  if (auto* health = server_->GetHealthCheckService(); health != nullptr) health->Shutdown();
+  health_.Drain();
   server_->Shutdown(absl::ToChronoTime(absl::Now() + grace));
   server_->Wait();
   if (listen_.is_unix()) unlink(listen_.unix_path.c_str());
@@ -154,6 +157,10 @@ void BlockSignals() {
   sigaddset(&set, SIGINT);
   pthread_sigmask(SIG_BLOCK, &set, nullptr);
   signal(SIGPIPE, SIG_IGN);
+}
+
+void SkipLockOrderChecks() {
+  absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
 }
 
 void WaitForSignal() {

@@ -16,6 +16,7 @@
 #include "svc_common/address.h"
 #include "svc_common/credentials.h"
 #include "svc_common/flags.h"
+#include "svc_common/health_service.h"
 #include "svc_common/metrics.h"
 
 namespace viommu {
@@ -59,6 +60,7 @@ class ServiceHost {
   const ServiceHostOptions options_;
   Address listen_;
   int bound_port_ = 0;
+  HealthService health_;
   grpc::ServerBuilder builder_;
   std::unique_ptr<grpc::Server> server_;
   bool down_ = false;
@@ -70,6 +72,9 @@ grpc::ChannelArguments ClientChannelArguments();
 
 // Call first in main, before any thread starts: the signals are then only taken by WaitForSignal.
 void BlockSignals();
+// Debian's Abseil keeps a process-wide graph of which lock was taken under which, for every lock of
+// ours and of gRPC's. Programs that serve do without it; tests keep it.
+void SkipLockOrderChecks();
 // Returns once SIGTERM or SIGINT arrives.
 void WaitForSignal();
 
