@@ -36,9 +36,15 @@ SinkStream::~SinkStream() {
 }
 
 void SinkStream::Send(const v1::InvalidateRequest& request) {
+  if (to_write_.empty() && CanWrite()) {
+    writing_ = true;
+    call_->Write(request, Tag(kWritten));  // serialises it before it returns
+    return;
+  }
   to_write_.push_back(request);
-  WriteNext();
 }
+
+bool SinkStream::CanWrite() const { return started_ && !writing_ && !finish_asked_ && !done_sent_; }
 
 void SinkStream::SendDone() {
   done_asked_ = true;
@@ -46,10 +52,11 @@ void SinkStream::SendDone() {
 }
 
 void SinkStream::WriteNext() {
-  if (!started_ || writing_ || finish_asked_ || done_sent_) return;
+  if (!CanWrite()) return;
   if (!to_write_.empty()) {
     writing_ = true;
     call_->Write(to_write_.front(), Tag(kWritten));
+    to_write_.pop_front();
   } else if (done_asked_) {
     done_sent_ = true;
     call_->WritesDone(Tag(kWritesDone));
@@ -85,7 +92,6 @@ bool SinkStream::Pump(Time deadline) {
       break;
     case kWritten:
       writing_ = false;
-      to_write_.pop_front();
       if (ok) WriteNext();
       break;
     case kRead:

@@ -26,7 +26,7 @@ class SinkStream {
   // Cancels the call if it still goes on.
   ~SinkStream();
 
-  // Queues one message; written in order as earlier writes are done.
+  // Writes one message, after earlier ones are written.
   void Send(const v1::InvalidateRequest& request);
   // Says that nothing more will be sent.
   void SendDone();
@@ -38,13 +38,14 @@ class SinkStream {
  private:
   // Waits for one event of the queue. False: none before `deadline`.
   bool Pump(Time deadline);
+  bool CanWrite() const;
   void WriteNext();
 
   grpc::ClientContext context_;
   grpc::CompletionQueue queue_;
   std::unique_ptr<grpc::ClientAsyncReaderWriter<v1::InvalidateRequest, v1::InvalidateResponse>>
       call_;
-  std::deque<v1::InvalidateRequest> to_write_;  // front: being written
+  std::deque<v1::InvalidateRequest> to_write_;  // behind the one being written
   v1::InvalidateResponse incoming_;
   std::deque<v1::InvalidateResponse> received_;
   grpc::Status finish_status_;

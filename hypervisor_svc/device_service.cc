@@ -41,6 +41,11 @@ void FillSession(GuestSession& session, v1::Session* out) {
   out->set_iotlb_hits(stats.iotlb_hits);
   out->set_iotlb_misses(stats.iotlb_misses);
   out->set_guest_ram_bytes(session.info().guest_ram_bytes);
+  const WorkMeter& work = session.work();
+  out->set_work_slice_count(work.slices.load(std::memory_order_relaxed));
+  out->set_turn_wait_count(work.turns_waited.load(std::memory_order_relaxed));
+  out->set_work_wall_ns(work.work_wall_ns.load(std::memory_order_relaxed));
+  out->set_busy_wall_ns(work.BusyWallNs());
 }
 
 // Leaves that continue each other become one mapping.

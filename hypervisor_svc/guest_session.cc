@@ -21,19 +21,24 @@ absl::Status Ended() {
   return WithReason(absl::NotFoundError("the session has ended"), "UNKNOWN_SESSION");
 }
 
-// Observes the wall time between its construction and its end.
+// One synchronisation: its wall time, and the session's meter while it goes on.
 class SyncTimer {
  public:
-  explicit SyncTimer(WallHistogram& histogram)
-      : histogram_(histogram), start_(std::chrono::steady_clock::now()) {}
+  SyncTimer(WallHistogram& histogram, WorkMeter& meter)
+      : histogram_(histogram), meter_(meter), start_(std::chrono::steady_clock::now()) {
+    meter_.busy_since_ns.store(start_.time_since_epoch().count(), std::memory_order_relaxed);
+  }
   ~SyncTimer() {
-    const auto elapsed = std::chrono::steady_clock::now() - start_;
-    histogram_.Observe(static_cast<uint64_t>(
-        std::chrono::duration_cast<std::chrono::nanoseconds>(elapsed).count()));
+    const auto elapsed = static_cast<uint64_t>(
+        std::chrono::nanoseconds(std::chrono::steady_clock::now() - start_).count());
+    meter_.busy_since_ns.store(-1, std::memory_order_relaxed);
+    meter_.work_wall_ns.fetch_add(elapsed, std::memory_order_relaxed);
+    histogram_.Observe(elapsed);
   }
 
  private:
   WallHistogram& histogram_;
+  WorkMeter& meter_;
   const std::chrono::steady_clock::time_point start_;
 };
 
@@ -53,7 +58,7 @@ std::shared_ptr<HypervisorSession> GuestSession::core() {
 
 absl::Status GuestSession::Attach(const v1::OpenSession& open, std::shared_ptr<StreamHandle> stream,
                                   bool replaces_unknown, std::vector<v1::InvalidateResponse>& out) {
-  absl::MutexLock lock(&mu_);
+  PatientLock lock(&mu_);
   if (open.stream_epoch() <= epoch_) {
     return WithReason(
         absl::AbortedError(absl::StrCat("stream epoch ", open.stream_epoch(), " is not above ",
@@ -90,7 +95,7 @@ absl::Status GuestSession::Attach(const v1::OpenSession& open, std::shared_ptr<S
 }
 
 bool GuestSession::Detach(uint64_t epoch) {
-  absl::MutexLock lock(&mu_);
+  PatientLock lock(&mu_);
   if (epoch != epoch_) return false;
   absl::MutexLock state(&state_mu_);
   stream_ = nullptr;
@@ -122,7 +127,7 @@ absl::Status GuestSession::CheckBatch(const v1::InvalidationBatch& batch) const 
 
 absl::Status GuestSession::Handle(uint64_t epoch, const v1::InvalidateRequest& request,
                                   std::vector<v1::InvalidateResponse>& out) {
-  absl::MutexLock lock(&mu_);
+  PatientLock lock(&mu_);
   if (epoch != epoch_) {
     return WithReason(absl::AbortedError("a stream with a higher epoch took the session"),
                       "FENCED");
@@ -166,14 +171,27 @@ absl::Status GuestSession::Handle(uint64_t epoch, const v1::InvalidateRequest& r
     return absl::OkStatus();
   }
   if (core() == nullptr) return Ended();
+  if (long_work_) StreamThreads::BeginLong();
+  StreamThreads::SetMeter(&work_);
+  const uint64_t slices = work_.slices.load(std::memory_order_relaxed);
+  HandleInTurn(request, out);
+  // Not by time alone: this thread may have lost its CPU in the middle of a short one.
+  long_work_ = work_.slices.load(std::memory_order_relaxed) != slices &&
+               StreamThreads::Elapsed() >= StreamThreads::kLeadTime;
+  StreamThreads::SetMeter(nullptr);
+  if (long_work_) stats();  // kept for those who ask during the next one
+  return absl::OkStatus();
+}
+
+void GuestSession::HandleInTurn(const v1::InvalidateRequest& request,
+                                std::vector<v1::InvalidateResponse>& out) {
+  const uint64_t sequence = progress().completed_sequence + 1;
   awaiting_replay_ = false;
   v1::Completion& completion = *out.emplace_back().mutable_completion();
   completion.set_sequence(sequence);
+  SyncCost cost;
   if (request.has_batch()) {
-    if (absl::Status status = HandleBatch(request.batch(), completion); !status.ok()) {
-      out.pop_back();
-      return status;
-    }
+    cost = HandleBatch(request.batch(), completion);
   } else if (request.has_registers()) {
     HandleRegisters(request.registers(), completion);
   } else {
@@ -181,38 +199,46 @@ absl::Status GuestSession::Handle(uint64_t epoch, const v1::InvalidateRequest& r
   }
   retained_.push_back(completion);
   if (retained_.size() > info_.max_outstanding_batches) retained_.pop_front();
-  absl::MutexLock state(&state_mu_);
-  progress_.completed_sequence = sequence;
-  progress_.batches += request.has_batch() ? 1 : 0;
-  return absl::OkStatus();
+  {
+    absl::MutexLock state(&state_mu_);
+    progress_.completed_sequence = sequence;
+    progress_.batches += request.has_batch() ? 1 : 0;
+  }
+  ResetAfterMismatch(cost, out);
 }
 
-absl::Status GuestSession::HandleBatch(const v1::InvalidationBatch& batch,
-                                       v1::Completion& completion) {
-  const int words = batch.wide() ? 4 : 2;
-  std::vector<vtd::RawDescriptor> descriptors(
-      static_cast<size_t>(batch.descriptor_words_size() / words));
-  for (size_t i = 0; i < descriptors.size(); ++i) {
-    const int at = static_cast<int>(i) * words;
-    descriptors[i].qw0 = batch.descriptor_words(at);
-    descriptors[i].qw1 = batch.descriptor_words(at + 1);
-    if (batch.wide()) {
-      descriptors[i].qw2 = batch.descriptor_words(at + 2);
-      descriptors[i].qw3 = batch.descriptor_words(at + 3);
-    }
+void GuestSession::ResetAfterMismatch(const SyncCost& cost,
+                                      std::vector<v1::InvalidateResponse>& out) {
+  if (cost.verified_pages != 0 && cost.shadow_mismatches == 0) mismatch_reset_ = false;
+  // What a replay does not mend would only ask for the next one.
+  if (cost.shadow_mismatches == 0 || std::exchange(mismatch_reset_, true)) return;
+  Reset(v1::ResetRequired::REASON_SHADOW_MISMATCH, out);
+}
+
+SyncCost GuestSession::HandleBatch(const v1::InvalidationBatch& batch, v1::Completion& completion) {
+  const size_t words = batch.wide() ? 4 : 2;
+  const uint64_t* word = batch.descriptor_words().data();
+  descriptors_.resize(static_cast<size_t>(batch.descriptor_words_size()) / words);
+  for (vtd::RawDescriptor& d : descriptors_) {
+    d = words == 4 ? vtd::RawDescriptor{word[0], word[1], word[2], word[3]}
+                   : vtd::RawDescriptor{word[0], word[1]};
+    word += words;
   }
-  std::vector<DeviceTouch> touches(static_cast<size_t>(batch.touch_words_size() / 2));
-  for (size_t i = 0; i < touches.size(); ++i) {
-    const uint64_t who = batch.touch_words(static_cast<int>(2 * i));
-    touches[i] = {SourceId(static_cast<uint16_t>(who >> 1)),
-                  Iova(batch.touch_words(static_cast<int>(2 * i + 1))), (who & 1) != 0};
+  const uint64_t* touch_word = batch.touch_words().data();
+  touches_.resize(static_cast<size_t>(batch.touch_words_size() / 2));
+  for (DeviceTouch& touch : touches_) {
+    touch = {SourceId(static_cast<uint16_t>(touch_word[0] >> 1)), Iova(touch_word[1]),
+             (touch_word[0] & 1) != 0};
+    touch_word += 2;
   }
   const std::shared_ptr<HypervisorSession> core = this->core();
+  PatientLock working(&core_mu_);
   SinkCompletion done;
   {
     SyncTimer timer(counters_.sync_wall[static_cast<int>(SyncTrigger::kBatch)]
-                                       [static_cast<int>(info_.strategy)]);
-    done = core->Apply(descriptors, touches, batch.settled());
+                                       [static_cast<int>(info_.strategy)],
+                    work_);
+    done = core->Apply(descriptors_, touches_, batch.settled());
   }
   *completion.mutable_cost() = ToProto(done.cost);
   for (const vtd::FaultRecord& fault : done.faults) *completion.add_faults() = ToProto(fault);
@@ -225,20 +251,24 @@ absl::Status GuestSession::HandleBatch(const v1::InvalidationBatch& batch,
     completion.set_dropped_fault_count(core->stats().faults_dropped);
   }
   RetainFaults(done.faults);
-  return absl::OkStatus();
+  return done.cost;
 }
 
 void GuestSession::HandleRegisters(const v1::RegisterUpdate& update, v1::Completion& completion) {
+  PatientLock working(&core_mu_);
   SyncTimer timer(counters_.sync_wall[static_cast<int>(SyncTrigger::kRegisters)]
-                                     [static_cast<int>(info_.strategy)]);
+                                     [static_cast<int>(info_.strategy)],
+                  work_);
   const absl::Status status =
       core()->UpdateRegisters({PhysAddr(update.root_table()), update.translation_enabled()});
   if (!status.ok()) *completion.mutable_status() = ToRpcStatus(status);
 }
 
 void GuestSession::HandleDevice(const v1::DeviceUpdate& update, v1::Completion& completion) {
-  SyncTimer timer(counters_.sync_wall[static_cast<int>(SyncTrigger::kDevice)]
-                                     [static_cast<int>(info_.strategy)]);
+  PatientLock working(&core_mu_);
+  SyncTimer timer(
+      counters_.sync_wall[static_cast<int>(SyncTrigger::kDevice)][static_cast<int>(info_.strategy)],
+      work_);
   const auto sid = static_cast<uint16_t>(update.source_id());
   const auto known = devices_.find(sid);
   const std::shared_ptr<HypervisorSession> core = this->core();
@@ -257,11 +287,15 @@ void GuestSession::HandleDevice(const v1::DeviceUpdate& update, v1::Completion& 
 
 void GuestSession::Reset(v1::ResetRequired::Reason reason,
                          std::vector<v1::InvalidateResponse>& out) {
-  const std::shared_ptr<HypervisorSession> core = this->core();
-  for (const auto& [sid, device_tlb] : devices_) core->RemoveDevice(SourceId(sid)).IgnoreError();
-  devices_.clear();
-  core->UpdateRegisters({})
-      .IgnoreError();  // translation off: nothing to look at, nothing to refuse
+  {
+    StreamThreads::StepAside();  // to empty a shadow takes as long as it is large
+    PatientLock working(&core_mu_);
+    const std::shared_ptr<HypervisorSession> core = this->core();
+    for (const auto& [sid, device_tlb] : devices_) core->RemoveDevice(SourceId(sid)).IgnoreError();
+    devices_.clear();
+    core->UpdateRegisters({})
+        .IgnoreError();  // translation off: nothing to look at, nothing to refuse
+  }
   retained_.clear();
   awaiting_replay_ = true;
   counters_.resyncs[reason].fetch_add(1, std::memory_order_relaxed);
@@ -271,7 +305,8 @@ void GuestSession::Reset(v1::ResetRequired::Reason reason,
 }
 
 SessionStats GuestSession::End() {
-  absl::MutexLock lock(&mu_);
+  PatientLock lock(&mu_);
+  absl::MutexLock working(&core_mu_);
   const std::shared_ptr<HypervisorSession> core = this->core();
   if (core == nullptr) return {};
   for (const auto& [sid, device_tlb] : devices_) core->RemoveDevice(SourceId(sid)).IgnoreError();
@@ -294,8 +329,13 @@ absl::StatusOr<DmaResult> GuestSession::Dma(SourceId sid, Iova iova, bool write,
                                             std::span<std::byte> data, uint32_t* recorded) {
   const std::shared_ptr<HypervisorSession> core = this->core();
   if (core == nullptr) return Ended();
-  const DmaResult result = core->Dma(sid, iova, write, data, /*probe=*/false);
-  const std::vector<vtd::FaultRecord> faults = core->TakeFaults();
+  DmaResult result;
+  std::vector<vtd::FaultRecord> faults;
+  {
+    absl::MutexLock working(&core_mu_);
+    result = core->Dma(sid, iova, write, data, /*probe=*/false);
+    faults = core->TakeFaults();
+  }
   *recorded = static_cast<uint32_t>(faults.size());
   if (faults.empty()) return result;
   RetainFaults(faults);
@@ -316,12 +356,14 @@ absl::StatusOr<DmaResult> GuestSession::Dma(SourceId sid, Iova iova, bool write,
 absl::StatusOr<DeviceTranslation> GuestSession::Translate(SourceId sid, Iova iova, Access access) {
   const std::shared_ptr<HypervisorSession> core = this->core();
   if (core == nullptr) return Ended();
+  absl::MutexLock working(&core_mu_);
   return core->Translate(sid, iova, access);
 }
 
 absl::StatusOr<std::vector<LeafMapping>> GuestSession::Mappings(SourceId sid) {
   const std::shared_ptr<HypervisorSession> core = this->core();
   if (core == nullptr) return Ended();
+  absl::MutexLock working(&core_mu_);
   return core->FlattenShadow(sid);
 }
 
@@ -360,7 +402,15 @@ GuestSession::Progress GuestSession::progress() {
 
 SessionStats GuestSession::stats() {
   const std::shared_ptr<HypervisorSession> core = this->core();
-  return core == nullptr ? SessionStats{} : core->stats();
+  if (core == nullptr) return {};
+  if (!core_mu_.TryLock()) {
+    absl::MutexLock lock(&state_mu_);
+    return last_stats_;
+  }
+  const SessionStats now = core->stats();
+  core_mu_.Unlock();
+  absl::MutexLock lock(&state_mu_);
+  return last_stats_ = now;
 }
 
 }  // namespace viommu

@@ -16,6 +16,7 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "hypervisor_svc/hypervisor_counters.h"
+#include "hypervisor_svc/stream_threads.h"
 #include "iommu_core/mem/physical_memory.h"
 #include "iommu_core/shadow/hypervisor_session.h"
 #include "viommu/v1/hypervisor_service.pb.h"
@@ -92,13 +93,21 @@ class GuestSession {
     SteadyTime disconnected_at = SteadyTime::max();  // max: a stream is attached
   };
   Progress progress() ABSL_LOCKS_EXCLUDED(state_mu_);
-  SessionStats stats() ABSL_LOCKS_EXCLUDED(state_mu_);
+  // As of now; while a request is carried out, as of the last long one or the last call.
+  SessionStats stats() ABSL_LOCKS_EXCLUDED(state_mu_, core_mu_);
+  const WorkMeter& work() const { return work_; }
   const SessionInfo& info() const { return info_; }
 
  private:
-  absl::Status HandleBatch(const v1::InvalidationBatch& batch, v1::Completion& completion)
+  SyncCost HandleBatch(const v1::InvalidationBatch& batch, v1::Completion& completion)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Asks for a replay after the oracle found the shadow wrong, once until it was right again.
+  void ResetAfterMismatch(const SyncCost& cost, std::vector<v1::InvalidateResponse>& out)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status CheckBatch(const v1::InvalidationBatch& batch) const;
+  // The session's next request, checked already.
+  void HandleInTurn(const v1::InvalidateRequest& request, std::vector<v1::InvalidateResponse>& out)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void HandleDevice(const v1::DeviceUpdate& update, v1::Completion& completion)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void HandleRegisters(const v1::RegisterUpdate& update, v1::Completion& completion)
@@ -119,12 +128,22 @@ class GuestSession {
   bool awaiting_replay_ ABSL_GUARDED_BY(mu_) = false;
   std::map<uint16_t, bool> devices_ ABSL_GUARDED_BY(mu_);  // source id -> has a device-TLB
   std::deque<v1::Completion> retained_ ABSL_GUARDED_BY(mu_);
+  bool mismatch_reset_ ABSL_GUARDED_BY(mu_) = false;  // asked for; no verification was clean since
+  // The last request was a long one: the next one is not begun on the thread that leads.
+  bool long_work_ ABSL_GUARDED_BY(mu_) = false;
+  std::vector<vtd::RawDescriptor> descriptors_ ABSL_GUARDED_BY(mu_);  // of one batch
+  std::vector<DeviceTouch> touches_ ABSL_GUARDED_BY(mu_);
+  WorkMeter work_;
+
+  // Held while the core works, for a walk or for a device access.
+  absl::Mutex core_mu_ ABSL_ACQUIRED_AFTER(mu_);
 
   // Short holds only: readers (scrapes, GetSession, device accesses) never wait for a walk here.
-  absl::Mutex state_mu_ ABSL_ACQUIRED_AFTER(mu_);
+  absl::Mutex state_mu_ ABSL_ACQUIRED_AFTER(mu_, core_mu_);
   Progress progress_ ABSL_GUARDED_BY(state_mu_);
   std::shared_ptr<StreamHandle> stream_ ABSL_GUARDED_BY(state_mu_);
   std::shared_ptr<HypervisorSession> core_ ABSL_GUARDED_BY(state_mu_);  // null: ended
+  SessionStats last_stats_ ABSL_GUARDED_BY(state_mu_);
 
   absl::Mutex fault_mu_;
   std::deque<vtd::FaultRecord> faults_ ABSL_GUARDED_BY(fault_mu_);

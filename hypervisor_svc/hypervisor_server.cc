@@ -1,6 +1,5 @@
 #include "hypervisor_svc/hypervisor_server.h"
 
-#include <thread>
 #include <utility>
 
 namespace viommu {
@@ -15,8 +14,8 @@ absl::StatusOr<std::unique_ptr<HypervisorServer>> HypervisorServer::Start(
     HypervisorOptions options, SessionRegistry::CoreFactory factory) {
   auto server = std::unique_ptr<HypervisorServer>(new HypervisorServer(std::move(options)));
   HypervisorOptions& o = server->options_;
-  // Between two slices of a long walk another session's thread may have the CPU.
-  o.session.yield = [] { std::this_thread::yield(); };
+  o.session.yield = &StreamThreads::Yield;
+  o.session.before_long = &StreamThreads::BeginLong;
   absl::StatusOr<std::unique_ptr<ServiceHost>> host = ServiceHost::Create(o.host);
   if (!host.ok()) return host.status();
   server->host_ = *std::move(host);

@@ -1,6 +1,6 @@
 #include "hypervisor_svc/invalidation_service.h"
 
-#include <algorithm>
+#include <chrono>
 #include <utility>
 
 #include "hypervisor_svc/invalidation_stream.h"
@@ -8,48 +8,60 @@
 #include "svc_common/conversions.h"
 
 namespace viommu {
+namespace {
+
+// Events taken while answers are held; bounds how long those wait.
+constexpr int kMaxEventsWhileHeld = 16;
+
+}  // namespace
 
 InvalidationService::InvalidationService(SessionRegistry& registry, AsyncHypervisorService& service,
                                          grpc::ServerBuilder& builder)
-    : registry_(registry), service_(service) {
-  absl::MutexLock lock(&mu_);
-  queues_.resize(registry.options().stream_threads);
-  for (Queue& queue : queues_) queue.queue = builder.AddCompletionQueue();
-}
+    : registry_(registry),
+      service_(service),
+      queue_(builder.AddCompletionQueue()),
+      // A thread that does not lead is busy with one stream; see Admit for how many there are.
+      threads_({2 * registry.options().max_sessions + 2, registry.options().concurrent_walks},
+               [this] { return ServeOne(); }) {}
 
 InvalidationService::~InvalidationService() { Stop(); }
 
 void InvalidationService::Start() {
-  {
-    absl::MutexLock lock(&mu_);
-    for (Queue& queue : queues_) {
-      queue.thread = std::thread([polled = queue.queue.get()] {
-        void* tag = nullptr;
-        bool ok = false;
-        while (polled->Next(&tag, &ok)) {
-          const auto* done = static_cast<InvalidationStream::Tag*>(tag);
-          done->stream->OnDone(done->op, ok);
-        }
-      });
-    }
-  }
   Accept();
+  threads_.Start();
+}
+
+void InvalidationService::Hold(std::shared_ptr<InvalidationStream> stream) {
+  held_.push_back(std::move(stream));
+}
+
+void InvalidationService::FlushHeld() {
+  for (const auto& stream : held_) stream->Flush();
+  held_.clear();
+  events_while_held_ = 0;
+}
+
+bool InvalidationService::ServeOne() {
+  void* tag = nullptr;
+  bool ok = false;
+  if (!held_.empty()) {
+    const bool more = ++events_while_held_ <= kMaxEventsWhileHeld &&
+                      queue_->AsyncNext(&tag, &ok, std::chrono::system_clock::time_point()) ==
+                          grpc::CompletionQueue::GOT_EVENT;
+    if (!more) FlushHeld();
+  }
+  if (tag == nullptr && !queue_->Next(&tag, &ok)) return false;
+  const auto* done = static_cast<InvalidationStream::Tag*>(tag);
+  done->stream->OnDone(done->op, ok);
+  return true;
 }
 
 void InvalidationService::Accept() {
-  grpc::ServerCompletionQueue* chosen = nullptr;
-  size_t index = 0;
   {
     absl::MutexLock lock(&mu_);
     if (draining_) return;
-    const auto least =
-        std::min_element(queues_.begin(), queues_.end(),
-                         [](const Queue& a, const Queue& b) { return a.streams < b.streams; });
-    ++least->streams;
-    index = static_cast<size_t>(least - queues_.begin());
-    chosen = least->queue.get();
   }
-  std::make_shared<InvalidationStream>(*this, index)->RequestCall(chosen);
+  std::make_shared<InvalidationStream>(*this)->RequestCall(queue_.get());
 }
 
 absl::Status InvalidationService::Admit(InvalidationStream* stream) {
@@ -65,7 +77,6 @@ absl::Status InvalidationService::Admit(InvalidationStream* stream) {
 void InvalidationService::Forget(InvalidationStream* stream) {
   absl::MutexLock lock(&mu_);
   admitted_.erase(stream);
-  --queues_[stream->queue_index()].streams;
 }
 
 void InvalidationService::Drain() {
@@ -82,17 +93,8 @@ void InvalidationService::Drain() {
 
 void InvalidationService::Stop() {
   if (std::exchange(stopped_, true)) return;
-  std::vector<std::thread> threads;
-  {
-    absl::MutexLock lock(&mu_);
-    for (Queue& queue : queues_) {
-      queue.queue->Shutdown();
-      threads.push_back(std::move(queue.thread));
-    }
-  }
-  for (std::thread& thread : threads) {
-    if (thread.joinable()) thread.join();
-  }
+  queue_->Shutdown();
+  threads_.Join();
 }
 
 }  // namespace viommu

@@ -1,6 +1,5 @@
-// Serves HypervisorService.Invalidate from completion queues: one message is read, carried out and
-// answered on the thread that polls the stream's queue, with no hand-over between threads
-// (facts: 24 us a round trip, against 44 us for the synchronous server).
+// Serves HypervisorService.Invalidate from one completion queue: a message is read, carried out and
+// answered on the thread that took it from the queue (stream_threads.h).
 #ifndef VIOMMU_HYPERVISOR_SVC_INVALIDATION_SERVICE_H_
 #define VIOMMU_HYPERVISOR_SVC_INVALIDATION_SERVICE_H_
 
@@ -8,13 +7,13 @@
 #include <grpcpp/server_builder.h>
 
 #include <memory>
-#include <thread>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/container/flat_hash_set.h"
 #include "absl/synchronization/mutex.h"
 #include "hypervisor_svc/session_registry.h"
+#include "hypervisor_svc/stream_threads.h"
 #include "viommu/v1/hypervisor_service.grpc.pb.h"
 
 namespace viommu {
@@ -26,7 +25,7 @@ using AsyncHypervisorService =
 
 class InvalidationService {
  public:
-  // Adds its queues to `builder`; all three outlive it.
+  // Adds its queue to `builder`; all three outlive it.
   InvalidationService(SessionRegistry& registry, AsyncHypervisorService& service,
                       grpc::ServerBuilder& builder);
   ~InvalidationService();
@@ -38,26 +37,31 @@ class InvalidationService {
   // After the server shut down: ends the threads.
   void Stop();
 
+  uint32_t threads() const { return threads_.threads(); }
+
  private:
   friend class InvalidationStream;
 
-  struct Queue {
-    std::unique_ptr<grpc::ServerCompletionQueue> queue;
-    int streams = 0;
-    std::thread thread;
-  };
-
-  // Waits for the next call on the queue with the fewest streams, so that a long walk delays as few
-  // neighbours as there are threads.
+  // Waits for the next call.
   void Accept() ABSL_LOCKS_EXCLUDED(mu_);
   // Not OK: one stream too many, or the service is draining.
   absl::Status Admit(InvalidationStream* stream) ABSL_LOCKS_EXCLUDED(mu_);
   void Forget(InvalidationStream* stream) ABSL_LOCKS_EXCLUDED(mu_);
+  // One event, on the leader's thread. False: the queue is empty and shut down.
+  bool ServeOne();
+  // On the leader's thread: `stream` has answers that may wait until no event is at hand.
+  void Hold(std::shared_ptr<InvalidationStream> stream);
+  void FlushHeld();
 
   SessionRegistry& registry_;
   AsyncHypervisorService& service_;
+  const std::unique_ptr<grpc::ServerCompletionQueue> queue_;
+  // The leader's only.
+  std::vector<std::shared_ptr<InvalidationStream>> held_;
+  int events_while_held_ = 0;
+  StreamThreads threads_;
+
   absl::Mutex mu_;
-  std::vector<Queue> queues_ ABSL_GUARDED_BY(mu_);
   absl::flat_hash_set<InvalidationStream*> admitted_ ABSL_GUARDED_BY(mu_);
   bool draining_ ABSL_GUARDED_BY(mu_) = false;
   bool stopped_ = false;

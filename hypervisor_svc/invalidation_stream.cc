@@ -5,6 +5,7 @@
 #include <chrono>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "svc_common/conversions.h"
 #include "svc_common/credentials.h"
 
@@ -12,6 +13,22 @@ namespace viommu {
 namespace {
 
 constexpr std::chrono::seconds kLastWriteTime{1};
+// No guest answers that soon after it was answered: it had sent on before.
+constexpr std::chrono::microseconds kSentBefore{3};
+
+// Completions are cumulative: two that report nothing but work are one of the later sequence.
+bool IsPlain(const v1::InvalidateResponse& response) {
+  if (!response.has_completion()) return false;
+  const v1::Completion& completion = response.completion();
+  return completion.iqei() == 0 && !completion.has_status() && completion.faults().empty() &&
+         completion.stale_dma_hits() == 0 && completion.cost().descriptor_count() != 0;
+}
+
+void MergePlain(const v1::Completion& earlier, v1::Completion& later) {
+  SyncCost cost = FromProto(earlier.cost());
+  cost += FromProto(later.cost());
+  *later.mutable_cost() = ToProto(cost);
+}
 
 }  // namespace
 
@@ -28,7 +45,10 @@ void InvalidationStream::OnDone(Op op, bool ok) {
   const std::shared_ptr<InvalidationStream> keep = shared_from_this();
   switch (op) {
     case Op::kAccept: {
-      if (ok) return OnAccepted();
+      if (ok) {
+        OnAccepted();
+        break;
+      }
       absl::MutexLock lock(&mu_);  // the server is shutting down: there was no call
       self_ = nullptr;
       return;
@@ -42,23 +62,36 @@ void InvalidationStream::OnDone(Op op, bool ok) {
     case Op::kFinish: {
       absl::MutexLock lock(&mu_);
       finished_ = true;
-      if (alarm_set_) alarm_.Cancel();
+      if (last_write_alarm_set_) last_write_alarm_.Cancel();
+      if (open_alarm_set_) open_alarm_.Cancel();
       break;
     }
-    case Op::kAlarm: {
+    case Op::kLastWriteAlarm: {
       absl::MutexLock lock(&mu_);
-      alarm_set_ = false;
+      last_write_alarm_set_ = false;
       if (ok && !finished_) context_.TryCancel();
       break;
     }
+    case Op::kOpenAlarm: {
+      absl::MutexLock lock(&mu_);
+      open_alarm_set_ = false;
+      if (!ok || ending_.has_value()) break;
+      EndLocked(WithReason(
+          absl::DeadlineExceededError(absl::StrCat("no session was opened within ",
+                                                   service_.registry_.options().open_timeout_ms,
+                                                   " ms (--open_timeout_ms)")),
+          "NOT_OPENED"));
+      break;
+    }
   }
-  bool over = false;
   {
     absl::MutexLock lock(&mu_);
-    over = finished_ && !reading_ && !writing_ && !alarm_set_ && self_ != nullptr;
-    if (over) self_ = nullptr;
+    if (!finished_ || reading_ || writing_ || handling_ || last_write_alarm_set_ ||
+        open_alarm_set_ || self_ == nullptr) {
+      return;
+    }
+    self_ = nullptr;
   }
-  if (!over) return;
   if (session_ != nullptr) session_->Detach(epoch_);
   service_.Forget(this);
 }
@@ -69,43 +102,75 @@ void InvalidationStream::OnAccepted() {
   const absl::Status admitted = service_.Admit(this);
   absl::MutexLock lock(&mu_);
   if (!admitted.ok()) return EndLocked(admitted);
+  open_alarm_set_ = true;
+  open_alarm_.Set(queue_,
+                  std::chrono::system_clock::now() +
+                      std::chrono::milliseconds(service_.registry_.options().open_timeout_ms),
+                  &open_alarm_tag_);
   ReadNextLocked();
 }
 
 void InvalidationStream::OnRead(bool ok) {
-  {
-    absl::MutexLock lock(&mu_);
-    reading_ = false;
-    if (ending_.has_value()) return;
-    if (!ok) return EndLocked(absl::OkStatus());  // the guest closed its side, or is gone
-  }
-  std::vector<v1::InvalidateResponse> out;
-  const absl::Status status = Handle(out);
-  Send(std::move(out));
   absl::MutexLock lock(&mu_);
-  if (!status.ok()) {
-    spdlog::debug("stream ends: {}", std::string(status.message()));
-    return EndLocked(status);
-  }
+  reading_ = false;
   if (ending_.has_value()) return;
-  read_paused_ = QueueFullLocked();
-  if (!read_paused_) ReadNextLocked();
+  if (!ok) return EndLocked(absl::OkStatus());  // the guest closed its side, or is gone
+  pipelined_ = !to_write_.empty() || std::chrono::steady_clock::now() - last_write_ < kSentBefore;
+  incoming_waits_ = true;
+  if (handling_) return;  // whoever does that takes this one next
+  handling_ = true;
+  Responses out;
+  while (incoming_waits_ && !ending_.has_value()) {
+    incoming_waits_ = false;
+    request_.Swap(&incoming_);
+    // Not else: by itself it sends the guest a window update in a packet of its own.
+    if (pipelined_ && HasRoomLocked()) ReadNextLocked();
+    mu_.Unlock();
+    out.clear();
+    const absl::Status status = Handle(out);
+    mu_.Lock();
+    QueueLocked(std::move(out));
+    if (!status.ok() && !ending_.has_value()) {
+      spdlog::debug("stream ends: {}", std::string(status.message()));
+      EndLocked(status);
+    }
+    if (!writing_ && !to_write_.empty()) {
+      if (pipelined_ && !held_ && StreamThreads::Leads()) {
+        held_ = true;
+        service_.Hold(shared_from_this());
+      } else if (!held_) {
+        WriteNextLocked();
+      }
+    }
+    if (!reading_ && !incoming_waits_ && !ending_.has_value() && HasRoomLocked()) {
+      ReadNextLocked();
+    }
+  }
+  handling_ = false;
 }
 
-absl::Status InvalidationStream::Handle(std::vector<v1::InvalidateResponse>& out) {
-  if (session_ != nullptr) {
-    if (!request_.has_close()) return session_->Handle(epoch_, request_, out);
-    session_->Detach(epoch_);  // this stream ends with OK, not as one whose session was taken away
-    service_.registry_.Close(session_);
-    session_ = nullptr;
-    absl::MutexLock lock(&mu_);
-    EndLocked(absl::OkStatus());
-    return absl::OkStatus();
-  }
+absl::Status InvalidationStream::Handle(Responses& out) {
+  if (session_ == nullptr) return Open(out);
+  if (!request_.has_close()) return session_->Handle(epoch_, request_, out);
+  StreamThreads::StepAside();  // to give memory back takes time
+  session_->Detach(epoch_);    // this stream ends with OK, not as one whose session was taken away
+  service_.registry_.Close(session_);
+  session_ = nullptr;
+  absl::MutexLock lock(&mu_);
+  EndLocked(absl::OkStatus());
+  return absl::OkStatus();
+}
+
+absl::Status InvalidationStream::Open(Responses& out) {
   if (!request_.has_open()) {
     return WithReason(absl::InvalidArgumentError("the first message must open a session"),
                       "MALFORMED_MESSAGE");
   }
+  {
+    absl::MutexLock lock(&mu_);
+    open_alarm_.Cancel();
+  }
+  StreamThreads::StepAside();
   absl::StatusOr<std::shared_ptr<GuestSession>> session =
       service_.registry_.Open(request_.open(), identity_, shared_from_this(), out);
   if (!session.ok()) return session.status();
@@ -117,26 +182,48 @@ absl::Status InvalidationStream::Handle(std::vector<v1::InvalidateResponse>& out
 void InvalidationStream::OnWritten(bool ok) {
   absl::MutexLock lock(&mu_);
   writing_ = false;
-  to_write_.pop_front();
-  if (!ok) to_write_.clear();  // broken: the pending read fails too and ends the stream
+  if (!ok) {  // broken: the pending read fails too and ends the stream
+    to_write_.clear();
+    answers_to_write_ = 0;
+  }
   if (!to_write_.empty()) {
-    WriteNextLocked();
+    if (!held_) WriteNextLocked();
   } else if (ending_.has_value()) {
     EndLocked(*ending_);
   }
-  if (read_paused_ && !ending_.has_value() && !QueueFullLocked()) {
-    read_paused_ = false;
-    ReadNextLocked();
-  }
+  if (!reading_ && !handling_ && !ending_.has_value() && HasRoomLocked()) ReadNextLocked();
 }
 
-void InvalidationStream::Push(const v1::InvalidateResponse& response) { Send({response}); }
-
-void InvalidationStream::Send(std::vector<v1::InvalidateResponse> responses) {
+void InvalidationStream::Flush() {
   absl::MutexLock lock(&mu_);
-  if (ending_.has_value() || finishing_) return;
-  for (v1::InvalidateResponse& response : responses) to_write_.push_back(std::move(response));
+  held_ = false;
   if (!writing_ && !to_write_.empty()) WriteNextLocked();
+}
+
+bool InvalidationStream::HasRoomLocked() const {
+  // A guest that sends without reading its completions is not read from until it does.
+  return answers_to_write_ < service_.registry_.options().max_outstanding_batches;
+}
+
+void InvalidationStream::Push(const v1::InvalidateResponse& response) {
+  absl::MutexLock lock(&mu_);
+  QueueLocked({response});
+  if (!writing_ && !held_ && !to_write_.empty()) WriteNextLocked();
+}
+
+void InvalidationStream::QueueLocked(Responses responses) {
+  if (ending_.has_value() || finishing_) return;
+  for (v1::InvalidateResponse& response : responses) {
+    ++answers_to_write_;
+    if (!to_write_.empty() && IsPlain(to_write_.back().response) && IsPlain(response)) {
+      Outgoing& last = to_write_.back();
+      MergePlain(last.response.completion(), *response.mutable_completion());
+      last.response.Swap(&response);
+      ++last.answers;
+      continue;
+    }
+    to_write_.push_back({std::move(response)});
+  }
 }
 
 void InvalidationStream::End(const absl::Status& status) {
@@ -145,13 +232,15 @@ void InvalidationStream::End(const absl::Status& status) {
   EndLocked(status);
   // A peer that does not read would keep the last write, and with it the end, waiting for ever.
   if (!writing_) return;
-  alarm_set_ = true;
-  alarm_.Set(queue_, std::chrono::system_clock::now() + kLastWriteTime, &alarm_tag_);
+  last_write_alarm_set_ = true;
+  last_write_alarm_.Set(queue_, std::chrono::system_clock::now() + kLastWriteTime,
+                        &last_write_alarm_tag_);
 }
 
 void InvalidationStream::EndLocked(const absl::Status& status) {
   if (finishing_) return;
   ending_ = status;
+  if (!writing_ && !to_write_.empty()) WriteNextLocked();
   if (writing_) return;  // OnWritten comes back here: Finish may not overtake a write
   finishing_ = true;
   call_.Finish(ToGrpcStatus(status), &finish_tag_);
@@ -159,17 +248,15 @@ void InvalidationStream::EndLocked(const absl::Status& status) {
 
 void InvalidationStream::WriteNextLocked() {
   writing_ = true;
-  call_.Write(to_write_.front(), &write_tag_);
+  call_.Write(to_write_.front().response, &write_tag_);  // serialises it before it returns
+  answers_to_write_ -= to_write_.front().answers;
+  to_write_.pop_front();
+  last_write_ = std::chrono::steady_clock::now();
 }
 
 void InvalidationStream::ReadNextLocked() {
   reading_ = true;
-  call_.Read(&request_, &read_tag_);
-}
-
-bool InvalidationStream::QueueFullLocked() const {
-  // A guest that sends without reading its completions is not read from until it does.
-  return to_write_.size() >= service_.registry_.options().max_outstanding_batches;
+  call_.Read(&incoming_, &read_tag_);
 }
 
 }  // namespace viommu

@@ -1,4 +1,6 @@
-// One Invalidate call: a small state machine driven by its completion queue's thread.
+// One Invalidate call: a small state machine driven by the completion queue's events. Its messages
+// are carried out one after the other, each on the thread that took it from the queue; meanwhile
+// the next one is read, and another thread may see that read, and ends of writes, happen.
 #ifndef VIOMMU_HYPERVISOR_SVC_INVALIDATION_STREAM_H_
 #define VIOMMU_HYPERVISOR_SVC_INVALIDATION_STREAM_H_
 
@@ -6,6 +8,7 @@
 #include <grpcpp/server_context.h>
 #include <grpcpp/support/async_stream.h>
 
+#include <chrono>
 #include <deque>
 #include <memory>
 #include <optional>
@@ -21,50 +24,57 @@ namespace viommu {
 class InvalidationStream final : public StreamHandle,
                                  public std::enable_shared_from_this<InvalidationStream> {
  public:
-  enum class Op { kAccept, kRead, kWrite, kFinish, kAlarm };
-  // What a completion queue hands back.
+  enum class Op { kAccept, kRead, kWrite, kFinish, kLastWriteAlarm, kOpenAlarm };
+  // What the completion queue hands back.
   struct Tag {
     InvalidationStream* stream;
     Op op;
   };
 
-  InvalidationStream(InvalidationService& service, size_t queue_index)
-      : service_(service), queue_index_(queue_index) {}
+  explicit InvalidationStream(InvalidationService& service) : service_(service) {}
 
   // Asks gRPC for the next call; the stream keeps itself alive until its last tag came back.
   void RequestCall(grpc::ServerCompletionQueue* queue);
-  // The queue's thread: `op` is done.
+  // `op` is done.
   void OnDone(Op op, bool ok);
+  // Writes what InvalidationService::Hold kept back.
+  void Flush() ABSL_LOCKS_EXCLUDED(mu_);
 
   void Push(const v1::InvalidateResponse& response) override ABSL_LOCKS_EXCLUDED(mu_);
   void End(const absl::Status& status) override ABSL_LOCKS_EXCLUDED(mu_);
 
-  size_t queue_index() const { return queue_index_; }
-
  private:
-  void OnAccepted();
-  void OnRead(bool ok);
-  void OnWritten(bool ok);
-  // The answer to one message, or why the stream ends.
-  absl::Status Handle(std::vector<v1::InvalidateResponse>& out);
-  void Send(std::vector<v1::InvalidateResponse> responses) ABSL_LOCKS_EXCLUDED(mu_);
+  using Responses = std::vector<v1::InvalidateResponse>;
+  // One message to send, and how many requests it answers.
+  struct Outgoing {
+    v1::InvalidateResponse response;
+    uint32_t answers = 1;
+  };
+
+  void OnAccepted() ABSL_LOCKS_EXCLUDED(mu_);
+  void OnRead(bool ok) ABSL_LOCKS_EXCLUDED(mu_);
+  void OnWritten(bool ok) ABSL_LOCKS_EXCLUDED(mu_);
+  // The answers to request_, or why the stream ends.
+  absl::Status Handle(Responses& out) ABSL_LOCKS_EXCLUDED(mu_);
+  absl::Status Open(Responses& out) ABSL_LOCKS_EXCLUDED(mu_);
+  bool HasRoomLocked() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void QueueLocked(Responses responses) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void EndLocked(const absl::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void WriteNextLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void ReadNextLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  bool QueueFullLocked() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   InvalidationService& service_;
-  const size_t queue_index_;
   grpc::ServerContext context_;
   grpc::ServerAsyncReaderWriter<v1::InvalidateResponse, v1::InvalidateRequest> call_{&context_};
   Tag accept_tag_{this, Op::kAccept};
   Tag read_tag_{this, Op::kRead};
   Tag write_tag_{this, Op::kWrite};
   Tag finish_tag_{this, Op::kFinish};
-  Tag alarm_tag_{this, Op::kAlarm};
+  Tag last_write_alarm_tag_{this, Op::kLastWriteAlarm};
+  Tag open_alarm_tag_{this, Op::kOpenAlarm};
   grpc::ServerCompletionQueue* queue_ = nullptr;
 
-  // Touched by the queue's thread only, and not while the operation that fills it is under way.
+  // Of whoever set handling_.
   v1::InvalidateRequest request_;
   std::string identity_;
   std::shared_ptr<GuestSession> session_;
@@ -72,15 +82,26 @@ class InvalidationStream final : public StreamHandle,
 
   absl::Mutex mu_;
   std::shared_ptr<InvalidationStream> self_ ABSL_GUARDED_BY(mu_);
-  std::deque<v1::InvalidateResponse> to_write_ ABSL_GUARDED_BY(mu_);  // front: being written
+  v1::InvalidateRequest incoming_ ABSL_GUARDED_BY(mu_);  // gRPC's while reading_
+  std::deque<Outgoing> to_write_ ABSL_GUARDED_BY(mu_);   // beside the one being written
+  uint32_t answers_to_write_ ABSL_GUARDED_BY(mu_) = 0;   // in to_write_
+  bool handling_ ABSL_GUARDED_BY(mu_) = false;           // request_ is carried out
+  bool incoming_waits_ ABSL_GUARDED_BY(mu_) = false;     // incoming_ is a request to carry out
+  // The guest sends on without waiting: its next request is read while one is carried out, and
+  // answers go out together.
+  bool pipelined_ ABSL_GUARDED_BY(mu_) = false;
+  bool held_ ABSL_GUARDED_BY(mu_) = false;  // Flush will come
+  std::chrono::steady_clock::time_point last_write_ ABSL_GUARDED_BY(mu_);
   bool writing_ ABSL_GUARDED_BY(mu_) = false;
   bool reading_ ABSL_GUARDED_BY(mu_) = false;
-  bool read_paused_ ABSL_GUARDED_BY(mu_) = false;
   bool finishing_ ABSL_GUARDED_BY(mu_) = false;  // Finish was called
   bool finished_ ABSL_GUARDED_BY(mu_) = false;
   // Runs while an ending stream waits for its last write.
-  grpc::Alarm alarm_ ABSL_GUARDED_BY(mu_);
-  bool alarm_set_ ABSL_GUARDED_BY(mu_) = false;
+  grpc::Alarm last_write_alarm_ ABSL_GUARDED_BY(mu_);
+  bool last_write_alarm_set_ ABSL_GUARDED_BY(mu_) = false;
+  // Runs until the first message came.
+  grpc::Alarm open_alarm_ ABSL_GUARDED_BY(mu_);
+  bool open_alarm_set_ ABSL_GUARDED_BY(mu_) = false;
   std::optional<absl::Status> ending_ ABSL_GUARDED_BY(mu_);
 };
 

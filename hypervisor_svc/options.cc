@@ -1,9 +1,16 @@
 #include "hypervisor_svc/options.h"
 
+#include <algorithm>
+#include <thread>
+
 #include "absl/status/status.h"
 #include "svc_common/cost_presets.h"
 
 namespace viommu {
+
+uint32_t HypervisorOptions::DefaultConcurrentWalks() {
+  return std::max(2u, std::thread::hardware_concurrency()) - 1;
+}
 
 void HypervisorOptions::AddTo(FlagSet& flags) {
   host.AddTo(flags);
@@ -77,8 +84,10 @@ void HypervisorOptions::AddTo(FlagSet& flags) {
   flags.AddNumber("max_faults_retained", &session.max_faults_retained, 1, 1u << 20,
                   "faults kept for a session's slow readers; further ones are counted as dropped");
   flags.AddNumber("max_fault_watchers", &max_fault_watchers, 1, 1024, "WatchFaults calls at once");
-  flags.AddNumber("stream_threads", &stream_threads, 1, 256,
-                  "threads that serve invalidation streams; a long walk holds one");
+  flags.AddNumber("concurrent_walks", &concurrent_walks, 1, 1024,
+                  "long walks that run at once; further ones take turns with them");
+  flags.AddNumber("open_timeout_ms", &open_timeout_ms, 10, 3'600'000,
+                  "how long a stream may take to open a session");
 }
 
 }  // namespace viommu

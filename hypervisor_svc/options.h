@@ -22,15 +22,20 @@ struct HypervisorOptions {
   CostModel cost_model;
   bool debug_calls = false;  // GetSession.include_mappings
 
-  uint32_t max_sessions = 64;
+  uint32_t max_sessions = 256;
   uint64_t max_guest_ram_bytes = uint64_t{64} << 30;
   uint32_t max_outstanding_batches = 64;
   uint32_t max_batch_descriptors = 4096;
   uint64_t session_ttl_ms = 10'000;
   uint32_t max_fault_watchers = 32;  // each holds a thread
-  uint32_t stream_threads = 8;
+  uint32_t concurrent_walks = DefaultConcurrentWalks();
+  uint64_t open_timeout_ms = 10'000;
 
   void AddTo(FlagSet& flags);
+
+ private:
+  // All CPUs but one, which is left to those that ask for little.
+  static uint32_t DefaultConcurrentWalks();
 };
 
 }  // namespace viommu

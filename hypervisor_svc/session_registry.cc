@@ -236,6 +236,8 @@ void SessionRegistry::ReapUntilStopped() {
     for (const std::shared_ptr<GuestSession>& session : ListAll()) {
       const SteadyTime since = session->progress().disconnected_at;
       if (since == SteadyTime::max() || std::chrono::steady_clock::now() - since < ttl) continue;
+      // Its last walk ends first; other sessions need not wait for that.
+      if (session->work().BusyWallNs() != 0) continue;
       spdlog::warn(
           "session {}: its guest did not come back within {} ms; devices blocked, memory "
           "released",

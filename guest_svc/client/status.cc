@@ -40,7 +40,11 @@ Json ToJson(const v1::ListSessionsResponse& list) {
                         {"dma_maps", s.cost().dma_maps()},
                         {"dma_unmaps", s.cost().dma_unmaps()},
                         {"shadow_mismatches", s.cost().shadow_mismatches()},
-                        {"stale_dma_hits", s.stale_dma_hits()}});
+                        {"stale_dma_hits", s.stale_dma_hits()},
+                        {"work_slices", s.work_slice_count()},
+                        {"turn_waits", s.turn_wait_count()},
+                        {"work_wall_seconds", static_cast<double>(s.work_wall_ns()) / 1e9},
+                        {"busy_wall_seconds", static_cast<double>(s.busy_wall_ns()) / 1e9}});
   }
   Json json;
   json["schema"] = "viommu.status.v1";
@@ -81,7 +85,7 @@ int RunStatus(const Args& args) {
   }
   TextTable table({"session", "strategy", "stream", "devices", "domains", "live pages",
                    "pinned MiB", "table pages", "refused", "descriptors", "entries read", "changed",
-                   "stale hits", "mismatches"});
+                   "stale hits", "mismatches", "work ms", "slices", "turn waits"});
   for (const v1::Session& s : list.sessions()) {
     table.Add({s.session_id().substr(0, 8), s.strategy(), s.connected() ? "up" : "down",
                absl::StrCat(s.device_count()), absl::StrCat(s.domain_count()),
@@ -89,7 +93,8 @@ int RunStatus(const Args& args) {
                Grouped(s.shadow_table_page_count()), Grouped(s.refused_page_count()),
                Grouped(s.cost().descriptor_count()), Grouped(s.cost().ptes_read()),
                Grouped(s.cost().ptes_changed()), Grouped(s.stale_dma_hits()),
-               Grouped(s.cost().shadow_mismatches())});
+               Grouped(s.cost().shadow_mismatches()), Grouped(s.work_wall_ns() / 1'000'000),
+               Grouped(s.work_slice_count()), Grouped(s.turn_wait_count())});
   }
   std::fputs(table.ToString().c_str(), stdout);
   return kExitOk;

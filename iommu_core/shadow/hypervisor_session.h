@@ -53,6 +53,8 @@ struct SessionConfig {
   uint64_t dirty_log_base = 0;
   // Called between bounded slices of a long walk so that other sessions get their turn.
   std::function<void()> yield;
+  // Called before work that is long and has no slices: the oracle's walk of a whole domain.
+  std::function<void()> before_long;
 };
 
 struct DmaResult {

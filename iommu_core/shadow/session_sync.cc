@@ -14,6 +14,13 @@ namespace viommu {
 
 using vtd::Granularity;
 
+namespace {
+
+// Descriptors or device touches between two calls of `yield`.
+constexpr uint64_t kStepsPerSlice = 32;
+
+}  // namespace
+
 DomainId SessionImpl::MaskDomain(DomainId did) const {
   return DomainId(
       static_cast<uint16_t>(did.value() & BitMask(config_.guest_caps.domain_id_bits() - 1, 0)));
@@ -252,6 +259,7 @@ void SessionImpl::RefreshAll(SyncCost& cost) {
 void SessionImpl::SyncShadow(Shadow& shadow, IovaRange range, SyncRun& run) {
   if (dirty_index_ != nullptr && range == ShadowTable::kAll) dirty_index_->Collect();
   const bool verify = WantsVerify(range);
+  if (verify && range == ShadowTable::kAll && config_.before_long) config_.before_long();
   std::optional<std::vector<LeafMapping>> before;
   if (verify) before = ReferenceRuns(shadow.guest_table(), range);
   shadow.Sync(range, run);
@@ -367,7 +375,12 @@ SinkCompletion SessionImpl::Apply(std::span<const vtd::RawDescriptor> descriptor
   SinkCompletion done;
   LookAgain();
   const uint64_t stale_before = stats_.stale_dma_hits;
+  uint64_t small_steps = 0;  // each too short to be a slice of its own
+  const auto step = [&] {
+    if (++small_steps % kStepsPerSlice == 0 && config_.yield) config_.yield();
+  };
   for (const DeviceTouch& touch : touches) {
+    step();
     DmaLocked(touch.source_id, touch.iova, touch.write, {}, /*size_bytes=*/1, /*probe=*/true);
   }
   done.stale_dma_hits = stats_.stale_dma_hits - stale_before;
@@ -380,12 +393,14 @@ SinkCompletion SessionImpl::Apply(std::span<const vtd::RawDescriptor> descriptor
       done.error = decoded.error;
       break;
     }
+    step();
     ApplyOne(raw, decoded.descriptor, done.cost);
     ++done.cost.descriptors;
     ++done.consumed;
   }
   ChargePulls(pulled_before, done.cost);
   if (settled && done.error == vtd::Iqei::kNone && WantsVerify(ShadowTable::kAll)) {
+    if (config_.before_long) config_.before_long();
     done.cost.shadow_mismatches += VerifyAllLocked(done.cost);
   }
   stats_.cost += done.cost;

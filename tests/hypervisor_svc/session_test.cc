@@ -3,6 +3,7 @@
 #include <grpcpp/create_channel.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <chrono>
 #include <functional>
 #include <thread>
@@ -74,15 +75,51 @@ class Stream {
   bool finished_ = false;
 };
 
+// A session whose oracle finds what the test says.
+class DoubtfulSession final : public HypervisorSession {
+ public:
+  DoubtfulSession(std::unique_ptr<HypervisorSession> real, std::shared_ptr<std::atomic<int>> wrong)
+      : real_(std::move(real)), wrong_(std::move(wrong)) {}
+
+  absl::Status AddDevice(SourceId sid, bool ats) override { return real_->AddDevice(sid, ats); }
+  absl::Status RemoveDevice(SourceId sid) override { return real_->RemoveDevice(sid); }
+  absl::Status UpdateRegisters(const UnitRegisters& r) override {
+    return real_->UpdateRegisters(r);
+  }
+  SinkCompletion Apply(std::span<const vtd::RawDescriptor> descriptors,
+                       std::span<const DeviceTouch> touches, bool settled) override {
+    SinkCompletion done = real_->Apply(descriptors, touches, settled);
+    done.cost.verified_pages = 10;
+    done.cost.shadow_mismatches = static_cast<uint64_t>(wrong_->load());
+    return done;
+  }
+  DmaResult Dma(SourceId sid, Iova iova, bool write, std::span<std::byte> data,
+                bool probe) override {
+    return real_->Dma(sid, iova, write, data, probe);
+  }
+  absl::StatusOr<std::vector<LeafMapping>> FlattenShadow(SourceId sid) const override {
+    return real_->FlattenShadow(sid);
+  }
+  uint64_t VerifyAll() override { return real_->VerifyAll(); }
+  SessionStats stats() const override { return real_->stats(); }
+  std::vector<vtd::FaultRecord> TakeFaults() override { return real_->TakeFaults(); }
+
+ private:
+  const std::unique_ptr<HypervisorSession> real_;
+  const std::shared_ptr<std::atomic<int>> wrong_;  // pages that differ
+};
+
 class SessionTest : public ::testing::Test {
  protected:
-  void StartServer(const std::function<void(HypervisorOptions&)>& change = [](auto&) {}) {
+  void StartServer(
+      const std::function<void(HypervisorOptions&)>& change = [](auto&) {},
+      SessionRegistry::CoreFactory factory = &HypervisorSession::Create) {
     server_.reset();
     HypervisorOptions options;
     options.host.listen = "unix:" + folder_.File("hv.sock");
     options.host.metrics = "off";
     change(options);
-    auto server = HypervisorServer::Start(options);
+    auto server = HypervisorServer::Start(options, std::move(factory));
     ASSERT_TRUE(server.ok()) << server.status();
     server_ = *std::move(server);
     auto memory = GrantedMemory::Request(server_->memory_socket(), kRam);
@@ -301,6 +338,87 @@ TEST_F(SessionTest, ABadDescriptorIsNoTransportError) {
   EXPECT_EQ(completion.consumed_descriptor_count(), 1u);
   stream.Send(Batch(2, {kWait}));
   EXPECT_EQ(stream.Next().completion().iqei(), 0u);
+}
+
+TEST_F(SessionTest, AShadowThatTheOracleFindsWrongIsBuiltAnew) {
+  const auto wrong = std::make_shared<std::atomic<int>>(3);
+  StartServer([](HypervisorOptions&) {},
+              [&](SessionConfig config,
+                  PhysicalMemory& memory) -> absl::StatusOr<std::unique_ptr<HypervisorSession>> {
+                auto real = HypervisorSession::Create(std::move(config), memory);
+                if (!real.ok()) return real.status();
+                return std::make_unique<DoubtfulSession>(*std::move(real), wrong);
+              });
+  Stream stream(*stub_);
+  OpenOn(stream);
+  stream.Send(Batch(1, {kGlobal}));
+  const v1::Completion first = stream.Next().completion();
+  EXPECT_EQ(first.sequence(), 1u);
+  EXPECT_EQ(first.cost().shadow_mismatches(), 3u);
+  const v1::InvalidateResponse reset = stream.Next();
+  ASSERT_TRUE(reset.has_reset_required());
+  EXPECT_EQ(reset.reset_required().reason(), v1::ResetRequired::REASON_SHADOW_MISMATCH);
+  EXPECT_EQ(reset.reset_required().resume_sequence(), 2u);
+  // The replay is no better: nothing is gained by asking for another one.
+  stream.Send(Batch(2, {kGlobal}));
+  EXPECT_EQ(stream.Next().completion().sequence(), 2u);
+  // A clean verification, and the next mismatch asks again.
+  wrong->store(0);
+  stream.Send(Batch(3, {kGlobal}));
+  EXPECT_EQ(stream.Next().completion().sequence(), 3u);
+  wrong->store(1);
+  stream.Send(Batch(4, {kGlobal}));
+  EXPECT_EQ(stream.Next().completion().sequence(), 4u);
+  EXPECT_EQ(stream.Next().reset_required().reason(), v1::ResetRequired::REASON_SHADOW_MISMATCH);
+  const auto& resyncs = server_->registry().counters().resyncs;
+  EXPECT_EQ(resyncs[v1::ResetRequired::REASON_SHADOW_MISMATCH].load(), 2u);
+}
+
+TEST_F(SessionTest, AStreamThatOpensNothingEnds) {
+  StartServer([](HypervisorOptions& o) { o.open_timeout_ms = 50; });
+  Stream silent(*stub_);
+  const absl::Status end = silent.End();
+  EXPECT_TRUE(absl::IsDeadlineExceeded(end)) << end;
+  EXPECT_EQ(ErrorReason(end), "NOT_OPENED");
+  // One that opened in time stays.
+  Stream stream(*stub_);
+  OpenOn(stream);
+  std::this_thread::sleep_for(std::chrono::milliseconds(120));
+  stream.Send(Batch(1, {kWait}));
+  EXPECT_EQ(stream.Next().completion().sequence(), 1u);
+}
+
+TEST_F(SessionTest, AGuestThatSendsOnGetsFewerButCompleteAnswers) {
+  Stream stream(*stub_);
+  const std::string id = OpenOn(stream);
+  constexpr uint64_t kBatches = 60;
+  for (uint64_t i = 1; i <= kBatches; ++i) stream.Send(Batch(i, {kGlobal, kWait}));
+  uint64_t sequence = 0;
+  uint64_t descriptors = 0;
+  while (sequence < kBatches) {
+    const v1::Completion completion = stream.Next().completion();
+    ASSERT_GT(completion.sequence(), sequence);
+    sequence = completion.sequence();
+    descriptors += completion.cost().descriptor_count();
+  }
+  EXPECT_EQ(sequence, kBatches);
+  EXPECT_EQ(descriptors, 2 * kBatches);
+  EXPECT_EQ(GetSession(id)->cost().descriptor_count(), 2 * kBatches);
+}
+
+TEST_F(SessionTest, ManySessionsAtOnce) {
+  constexpr int kSessions = 40;
+  std::vector<std::unique_ptr<Stream>> streams;
+  for (int i = 0; i < kSessions; ++i) {
+    OpenOn(*streams.emplace_back(std::make_unique<Stream>(*stub_)));
+  }
+  for (uint64_t round = 1; round <= 3; ++round) {
+    for (const auto& stream : streams) stream->Send(Batch(round, {kGlobal, kWait}));
+    for (const auto& stream : streams) {
+      EXPECT_EQ(stream->Next().completion().sequence(), round);
+    }
+  }
+  EXPECT_EQ(server_->registry().ListAll().size(), static_cast<size_t>(kSessions));
 }
 
 TEST_F(SessionTest, ADeviceThatALimitRefusesIsToldInBand) {
