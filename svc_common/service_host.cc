@@ -159,9 +159,7 @@ void BlockSignals() {
   signal(SIGPIPE, SIG_IGN);
 }
 
-void SkipLockOrderChecks() {
-  absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
-}
+void SkipLockOrderChecks() { absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore); }
 
 void WaitForSignal() {
   sigset_t set;
