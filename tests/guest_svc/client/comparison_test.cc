@@ -163,7 +163,8 @@ TEST(Report, IsSelfContainedAndEscaped) {
   EXPECT_THAT(html, testing::Not(HasSubstr("<script>alert")));
   EXPECT_THAT(html, HasSubstr("\\u003c/script>"));
   EXPECT_THAT(html, HasSubstr("<code>lazy-single</code> up to about 5,000 live pages"));
-  for (const char* reference : {" src=", "@import", "url(http", "href=\"http", "<iframe", "<object"}) {
+  for (const char* reference :
+       {" src=", "@import", "url(http", "href=\"http", "<iframe", "<object"}) {
     EXPECT_THAT(html, testing::Not(HasSubstr(reference)));
   }
   EXPECT_LT(html.size(), 400'000u);
