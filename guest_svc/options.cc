@@ -5,6 +5,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "absl/time/time.h"
 #include "svc_common/cost_presets.h"
 
 namespace viommu {
@@ -34,6 +35,18 @@ void GuestOptions::AddTo(FlagSet& flags) {
       "how maps are invalidated under caching mode: each or merged");
   flags.AddBool("force_lazy", &machine.force_lazy,
                 "keep a lazy policy under caching mode, as writing DMA-FQ to a group's type does");
+  flags.AddCustom(
+      "stale_age_bound", absl::FormatDuration(machine.stale_age_bound),
+      [this](const std::string& value) {
+        absl::Duration bound;
+        if (!absl::ParseDuration(value, &bound) || bound < kMinStaleAgeBound ||
+            bound > kMaxStaleAgeBound) {
+          return absl::InvalidArgumentError("1ms to 10s");
+        }
+        machine.stale_age_bound = bound;
+        return absl::OkStatus();
+      },
+      "policy adaptive: how long after its unmap a page may stay within a device's reach");
   flags.AddNumber("vcpus", &machine.vcpus, 1, kMaxVcpus, "virtual CPUs");
   flags.AddNumber("hz", &machine.hz, 24, 10'000, "guest tick, Hz");
   flags.AddNumber("ram_bytes", &machine.ram_bytes, kMinRamBytes, uint64_t{1} << 46,

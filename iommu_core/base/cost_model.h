@@ -48,6 +48,15 @@ struct ModelledCost {
     wait_ns += o.wait_ns;
     return *this;
   }
+  friend ModelledCost operator-(ModelledCost a, const ModelledCost& b) {
+    a.guest_ns -= b.guest_ns;
+    a.exit_ns -= b.exit_ns;
+    a.walk_ns -= b.walk_ns;
+    a.dma_ns -= b.dma_ns;
+    a.hw_ns -= b.hw_ns;
+    a.wait_ns -= b.wait_ns;
+    return a;
+  }
 };
 
 // Prices the hypervisor's part of one submission (exit, walk, container, hardware).

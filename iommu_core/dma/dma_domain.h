@@ -11,6 +11,7 @@
 
 #include "absl/container/flat_hash_map.h"
 #include "iommu_core/base/types.h"
+#include "iommu_core/dma/flush_chooser.h"
 #include "iommu_core/dma/flush_queue.h"
 #include "iommu_core/dma/page_lane.h"
 #include "iommu_core/iova/iova_allocator.h"
@@ -42,12 +43,9 @@ struct DmaDomain {
   bool pass_through = false;
   bool made_lazy = false;  // DMA-FQ was written to its group's type
 
-  // What the last whole-domain flush cost the hypervisor's walk, per table page then present; how
-  // `adaptive` knows what the next one will cost.
-  double walk_ns_per_table_page = 0;
-  // The same for one page-selective descriptor beyond the submission.
-  double ns_per_page_descriptor = 0;
-  bool flush_whole_domain = false;  // `adaptive`: the choice in force
+  // `adaptive`: what its flushes cost, and how long they lately took from when their timer was due.
+  FlushChooser chooser;
+  double flush_latency_ns = 0;
 };
 
 }  // namespace viommu

@@ -42,8 +42,23 @@ void FlushQueue::Reclaim(Ring& ring, uint32_t cpu) {
 void FlushQueue::Arm(uint64_t now_ns, uint32_t cpu) {
   // Armed only when off, never pushed back: a ring that fills often still sees the timer.
   if (timer_ns_) return;
-  timer_ns_ = TimerFiresAtNs(now_ns, shape_.timeout_ms, hz_);
+  timer_ns_ =
+      deadline_ns_ != 0 ? now_ns + deadline_ns_ : TimerFiresAtNs(now_ns, shape_.timeout_ms, hz_);
   timer_cpu_ = cpu;
+}
+
+std::optional<uint64_t> FlushQueue::OldestQueuedNs() const {
+  std::optional<uint64_t> oldest;
+  for (const Ring& ring : rings_) {
+    for (uint32_t i = ring.head; i != ring.tail; i = (i + 1) & mask_) {
+      const Slot& slot = ring.slots[i];
+      if (slot.counter < finished_) continue;
+      // A ring is in order of time.
+      if (!oldest || slot.queued_ns < *oldest) oldest = slot.queued_ns;
+      break;
+    }
+  }
+  return oldest;
 }
 
 absl::Status FlushQueue::Add(FlushEntry entry, uint32_t cpu, uint64_t now_ns) {
@@ -55,7 +70,7 @@ absl::Status FlushQueue::Add(FlushEntry entry, uint32_t cpu, uint64_t now_ns) {
     if (absl::Status status = Flush(FlushReason::kFull); !status.ok()) return status;
     Reclaim(ring, cpu);
   }
-  ring.slots[ring.tail] = {std::move(entry), started_};
+  ring.slots[ring.tail] = {std::move(entry), started_, now_ns};
   ring.tail = (ring.tail + 1) & mask_;
   ++entries_;
   Arm(now_ns, cpu);
@@ -65,6 +80,17 @@ absl::Status FlushQueue::Add(FlushEntry entry, uint32_t cpu, uint64_t now_ns) {
 absl::Status FlushQueue::OnTimer(uint64_t now_ns) {
   const uint32_t cpu = timer_cpu_;  // where it fired, whoever arms it next
   timer_ns_.reset();
+  if (deadline_ns_ != 0) {
+    const std::optional<uint64_t> oldest = OldestQueuedNs();
+    if (!oldest) {
+      for (Ring& ring : rings_) Reclaim(ring, cpu);
+      return absl::OkStatus();
+    }
+    if (*oldest + deadline_ns_ > now_ns) {
+      Arm(*oldest, cpu);
+      return absl::OkStatus();
+    }
+  }
   if (absl::Status status = Flush(FlushReason::kTimeout); !status.ok()) {
     Arm(now_ns, cpu);
     return status;

@@ -40,6 +40,10 @@ class FlushQueue {
 
   FlushQueue(FlushQueueShape shape, uint32_t cpus, uint32_t hz, FlushFn flush, ReleaseFn release);
 
+  // From now on the timer is a high-resolution one: what is queued at t is flushed by
+  // t + `deadline_ns`, neither on a tick nor while everything queued is younger.
+  void set_deadline_ns(uint64_t deadline_ns) { deadline_ns_ = deadline_ns; }
+
   // Queues one unmapped range. A full ring is flushed first; if that flush fails, its status is
   // returned and the range is not queued.
   absl::Status Add(FlushEntry entry, uint32_t cpu, uint64_t now_ns);
@@ -61,6 +65,7 @@ class FlushQueue {
   struct Slot {
     FlushEntry entry;
     uint64_t counter = 0;  // flushes started when it was queued
+    uint64_t queued_ns = 0;
   };
   struct Ring {
     std::vector<Slot> slots;
@@ -72,6 +77,8 @@ class FlushQueue {
   absl::Status Flush(FlushReason reason);
   void Reclaim(Ring& ring, uint32_t cpu);
   void Arm(uint64_t now_ns, uint32_t cpu);
+  // Of what no finished flush covers.
+  std::optional<uint64_t> OldestQueuedNs() const;
 
   const FlushQueueShape shape_;
   const uint32_t hz_;
@@ -82,6 +89,7 @@ class FlushQueue {
   uint64_t started_ = 0;
   uint64_t finished_ = 0;
   uint64_t entries_ = 0;
+  uint64_t deadline_ns_ = 0;  // 0: timeout_ms of the shape, by ticks
   std::optional<uint64_t> timer_ns_;
   uint32_t timer_cpu_ = 0;
 };

@@ -105,6 +105,11 @@ absl::Status CheckConfig(const GuestConfig& config) {
     return errors::Invalid(absl::StrCat("vcpus must be 1 to ", kMaxVcpus));
   }
   if (config.hz == 0 || config.hz > 1000) return errors::Invalid("hz must be 1 to 1000");
+  if (config.stale_age_bound < kMinStaleAgeBound || config.stale_age_bound > kMaxStaleAgeBound) {
+    return errors::Invalid(absl::StrCat("stale_age_bound must be ",
+                                        absl::FormatDuration(kMinStaleAgeBound), " to ",
+                                        absl::FormatDuration(kMaxStaleAgeBound)));
+  }
   if (config.iommu_caching_mode.empty() || config.iommu_caching_mode.size() > kMaxIommus) {
     return errors::Invalid(absl::StrCat("there must be 1 to ", kMaxIommus, " vIOMMUs"));
   }

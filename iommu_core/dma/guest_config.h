@@ -51,6 +51,9 @@ struct GuestConfig {
   uint64_t ram_bytes = uint64_t{1} << 30;
   // Top of ram_bytes kept for tables, rings and status words; 0: a sixteenth, at least 1 MiB.
   uint64_t table_region_bytes = 0;
+  // `adaptive`: how long after its unmap a page may stay within a device's reach. Its default is
+  // the flush timer of `lazy`, which a kernel that counts time in ticks exceeds and this does not.
+  absl::Duration stale_age_bound = absl::Milliseconds(10);
   // Wall time that one submission waits for its completion before it is left outstanding.
   absl::Duration invalidation_timeout = absl::Seconds(10);
   CostModel cost_model;
@@ -58,6 +61,8 @@ struct GuestConfig {
 
 inline constexpr uint32_t kMaxVcpus = 512;
 inline constexpr size_t kMaxIommus = 64;
+inline constexpr absl::Duration kMinStaleAgeBound = absl::Milliseconds(1);
+inline constexpr absl::Duration kMaxStaleAgeBound = absl::Seconds(10);
 inline constexpr uint64_t kMinRamBytes = uint64_t{4} << 20;
 
 // InvalidArgument names what is out of range.

@@ -92,11 +92,13 @@ class GuestMachineImpl final : public GuestMachine {
                                         bool settled) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status InvalidateRange(DmaDomain& domain, IovaRange range, bool leaf_hint, bool map)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  absl::Status InvalidateDomain(DmaDomain& domain) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // `flushed`: what of the queue this is for.
+  absl::Status InvalidateDomain(DmaDomain& domain, FlushChooser::Work flushed = {})
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // The device-TLBs of the domain's devices behind one unit, a submission each.
   absl::Status InvalidateDeviceTlbs(DmaDomain& domain, uint32_t unit, IovaRange range, bool settled)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  // What `adaptive` goes by when it prices the next whole-domain flush.
+  // What `adaptive` goes by when it prices the next domain flush: that of a device's attach.
   void LearnDomainFlushCost(DmaDomain& domain, const SyncCost& cost) const;
   absl::Status InvalidateGlobally() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Many exact ranges, as few submissions as the queue allows.
@@ -117,8 +119,10 @@ class GuestMachineImpl final : public GuestMachine {
   FlushQueue& QueueOf(DmaDomain& domain) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status FlushQueued(DmaDomain& domain, FlushReason reason)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  bool AdaptiveWantsDomainFlush(DmaDomain& domain, size_t pieces)
+  absl::Status FlushAdaptively(DmaDomain& domain, std::span<const IovaRange> pieces)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Flushes of `domain` begin early enough to be done within the stale-age bound.
+  void KeepStaleAgeBound(DmaDomain& domain, FlushQueue& queue) const;
   absl::Status FlushDeferredPsi(FlushReason reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status Defer(DmaDomain& domain, FlushEntry entry, uint32_t vcpu)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

@@ -15,8 +15,13 @@ constexpr size_t kDeferredPsiEntries = 250;
 constexpr uint64_t kDeferredPsiTimeoutMs = 10;
 // `lazy-psi-batched`: above this many descriptors one domain flush is sent instead.
 constexpr size_t kDomainFlushAbovePieces = 4096;
-// `adaptive` changes its mind only for a gain of a fifth, so that it does not flip at every flush.
-constexpr double kHysteresis = 1.2;
+// `adaptive`: the timer is due before the stale-age bound by what flushes lately took from their
+// timer on, and a quarter more; by at least a sixteenth of the bound, by at most half of it.
+constexpr double kLatencyReserve = 1.25;
+constexpr double kLeastEarly = 1.0 / 16;
+constexpr double kFlushShareOfBound = 1.0 / 2;
+// How fast a long flush is forgotten, per flush.
+constexpr double kLatencyMemory = 0.98;
 // MAX_AGAW_PFN_WIDTH: a device-TLB invalidation of everything.
 constexpr IovaRange kEverything{Iova(0), Iova(~uint64_t{0})};
 
@@ -146,9 +151,9 @@ absl::Status GuestMachineImpl::InvalidateDeviceTlbs(DmaDomain& domain, uint32_t 
 }
 
 void GuestMachineImpl::LearnDomainFlushCost(DmaDomain& domain, const SyncCost& cost) const {
-  domain.walk_ns_per_table_page =
-      PriceSync(config_.cost_model, cost).walk_ns /
-      static_cast<double>(std::max<uint64_t>(1, domain.table->table_pages()));
+  ModelledCost price = PriceSync(config_.cost_model, cost);
+  price.guest_ns = config_.cost_model.queue_build_ns;
+  domain.chooser.LearnDomain({.table_pages = domain.table->table_pages()}, price);
 }
 
 absl::Status GuestMachineImpl::InvalidateRange(DmaDomain& domain, IovaRange range, bool leaf_hint,
@@ -169,20 +174,22 @@ absl::Status GuestMachineImpl::InvalidateRange(DmaDomain& domain, IovaRange rang
   return absl::OkStatus();
 }
 
-absl::Status GuestMachineImpl::InvalidateDomain(DmaDomain& domain) {
+absl::Status GuestMachineImpl::InvalidateDomain(DmaDomain& domain, FlushChooser::Work flushed) {
+  const ModelledCost before = stats_.modelled;
   const bool settled = SettledAfter(&domain);
   for (const auto& [index, tag] : domain.tags) {
     const IommuDriver& driver = *units_[index].driver;
     const vtd::RawDescriptor d = vtd::Encode(DomainInvalidation(tag.did, driver.caps()));
     auto done = Submit(index, {&d, 1}, settled);
     if (!done.ok()) return done.status();
-    LearnDomainFlushCost(domain, done->cost);
     if (absl::Status status = InvalidateDeviceTlbs(domain, index, kEverything, settled);
         !status.ok()) {
       return status;
     }
   }
   exposure_.RevokeDomain(domain.id, ExposureNowNs());
+  flushed.table_pages = domain.table->table_pages();
+  domain.chooser.LearnDomain(flushed, stats_.modelled - before);
   return absl::OkStatus();
 }
 
@@ -218,29 +225,38 @@ absl::Status GuestMachineImpl::InvalidatePieces(DmaDomain& domain,
       const bool last = at + count == all.size();
       auto done = Submit(index, std::span(all).subspan(at, count), settled && last);
       if (!done.ok()) return done.status();
-      const ModelledCost price = PriceSync(config_.cost_model, done->cost);
-      domain.ns_per_page_descriptor = (price.walk_ns + price.hw_ns) / static_cast<double>(count);
     }
   }
   for (const IovaRange& piece : pieces) exposure_.Revoke(domain.id, piece, ExposureNowNs());
   return absl::OkStatus();
 }
 
-bool GuestMachineImpl::AdaptiveWantsDomainFlush(DmaDomain& domain, size_t pieces) {
-  const CostModel& model = config_.cost_model;
-  const double submission = model.submission_ns + model.queue_build_ns;
-  const size_t submissions = (pieces + IommuDriver::kMaxBatch - 1) / IommuDriver::kMaxBatch;
-  const double by_page =
-      submissions * submission + static_cast<double>(pieces) * domain.ns_per_page_descriptor;
-  const double whole =
-      submission + model.hw_invalidation_ns +
-      domain.walk_ns_per_table_page * static_cast<double>(domain.table->table_pages());
-  if (domain.flush_whole_domain) {
-    if (by_page * kHysteresis < whole) domain.flush_whole_domain = false;
-  } else {
-    if (whole * kHysteresis < by_page) domain.flush_whole_domain = true;
+absl::Status GuestMachineImpl::FlushAdaptively(DmaDomain& domain,
+                                               std::span<const IovaRange> pieces) {
+  FlushChooser::Work work{.pieces = pieces.size(), .table_pages = domain.table->table_pages()};
+  for (const IovaRange& piece : pieces) work.pages += piece.size_bytes() / kPageSize;
+  for (const auto& [index, tag] : domain.tags) {
+    size_t descriptors = 1;  // a piece
+    for (const auto& [sid, device] : domain.devices) {
+      if (device.iommu == index && device.device_tlb) ++descriptors;
+    }
+    work.submissions +=
+        (pieces.size() * descriptors + IommuDriver::kMaxBatch - 1) / IommuDriver::kMaxBatch;
   }
-  return domain.flush_whole_domain;
+  const FlushChooser::Kind kind = domain.chooser.Choose(
+      work, absl::ToDoubleNanoseconds(config_.stale_age_bound) * kFlushShareOfBound);
+  if (kind == FlushChooser::Kind::kDomain) return InvalidateDomain(domain, work);
+  const ModelledCost before = stats_.modelled;
+  absl::Status status = InvalidatePieces(domain, pieces);
+  if (status.ok()) domain.chooser.LearnPages(work, stats_.modelled - before);
+  return status;
+}
+
+void GuestMachineImpl::KeepStaleAgeBound(DmaDomain& domain, FlushQueue& queue) const {
+  const double bound = absl::ToDoubleNanoseconds(config_.stale_age_bound);
+  const double early = std::clamp(domain.flush_latency_ns * kLatencyReserve, bound * kLeastEarly,
+                                  bound * kFlushShareOfBound);
+  queue.set_deadline_ns(static_cast<uint64_t>(bound - early));
 }
 
 absl::Status GuestMachineImpl::FlushQueued(DmaDomain& domain, FlushReason reason) {
@@ -266,9 +282,9 @@ absl::Status GuestMachineImpl::FlushQueued(DmaDomain& domain, FlushReason reason
       pieces.push_back(piece);
     }
   }
-  const bool whole = policy == Policy::kAdaptive ? AdaptiveWantsDomainFlush(domain, pieces.size())
-                                                 : pieces.size() > kDomainFlushAbovePieces;
-  return whole ? InvalidateDomain(domain) : InvalidatePieces(domain, pieces);
+  if (policy == Policy::kAdaptive) return FlushAdaptively(domain, pieces);
+  return pieces.size() > kDomainFlushAbovePieces ? InvalidateDomain(domain)
+                                                 : InvalidatePieces(domain, pieces);
 }
 
 FlushQueue& GuestMachineImpl::QueueOf(DmaDomain& domain) {
@@ -283,6 +299,7 @@ FlushQueue& GuestMachineImpl::QueueOf(DmaDomain& domain) {
           ++stats_.flushed_entries;
           Release(domain, std::move(entry), cpu);
         });
+    if (PolicyOf(domain) == Policy::kAdaptive) KeepStaleAgeBound(domain, *domain.queue);
   }
   return *domain.queue;
 }
@@ -440,6 +457,11 @@ absl::Status GuestMachineImpl::RunTimers() {
     if (!at || *at > now) continue;
     BeginOp(domain->queue->timer_cpu());
     absl::Status status = domain->queue->OnTimer(now);
+    if (PolicyOf(*domain) == Policy::kAdaptive) {
+      domain->flush_latency_ns = std::max(domain->flush_latency_ns * kLatencyMemory,
+                                          ExposureNowNs() - static_cast<double>(*at));
+      KeepStaleAgeBound(*domain, *domain->queue);
+    }
     EndOp();
     if (!status.ok()) return status;
   }

@@ -144,5 +144,30 @@ TEST_F(FlushQueueTest, UnflushedRangesAreThoseNoFinishedFlushCovers) {
   EXPECT_THAT(queue->UnflushedRanges(), ::testing::ElementsAre(Page(355)));
 }
 
+// With a deadline nothing waits longer, a flush that came in between moves the timer on, and a
+// timer that finds nothing sends nothing.
+TEST_F(FlushQueueTest, ADeadlineIsKeptToTheNanosecond) {
+  auto queue = Make(kPerCpuShape, 2);
+  queue->set_deadline_ns(9 * kMs);
+  ASSERT_TRUE(queue->Add({Page(1), true, {}}, 0, kMs + 5).ok());
+  EXPECT_EQ(queue->timer_ns(), 10 * kMs + 5);
+  for (uint64_t i = 0; i < 256; ++i) {
+    ASSERT_TRUE(queue->Add({Page(100 + i), true, {}}, 1, 2 * kMs + i).ok());
+  }
+  ASSERT_THAT(reasons_, ::testing::ElementsAre(FlushReason::kFull));
+  ASSERT_TRUE(queue->OnTimer(10 * kMs + 5).ok());
+  EXPECT_EQ(reasons_.size(), 1u);
+  EXPECT_EQ(queue->timer_ns(), 11 * kMs + 255);  // of the one entry that flush did not cover
+  ASSERT_TRUE(queue->OnTimer(11 * kMs + 255).ok());
+  EXPECT_THAT(reasons_, ::testing::ElementsAre(FlushReason::kFull, FlushReason::kTimeout));
+  EXPECT_EQ(queue->entries(), 0u);
+  EXPECT_EQ(queue->timer_ns(), std::nullopt);
+  ASSERT_TRUE(queue->Add({Page(2), true, {}}, 0, 20 * kMs).ok());
+  ASSERT_TRUE(queue->FlushAll(0).ok());
+  ASSERT_TRUE(queue->OnTimer(29 * kMs).ok());
+  EXPECT_EQ(reasons_.size(), 3u);
+  EXPECT_EQ(queue->timer_ns(), std::nullopt);
+}
+
 }  // namespace
 }  // namespace viommu
