@@ -50,6 +50,9 @@ v1::SyncCost ToProto(const SyncCost& cost) {
   out.set_iotlb_invalidations(cost.iotlb_invalidations);
   out.set_shadow_mismatches(cost.shadow_mismatches);
   out.set_verified_pages(cost.verified_pages);
+  out.set_remote_pages(cost.remote_pages);
+  out.set_remote_bytes(cost.remote_bytes);
+  out.set_remote_round_trips(cost.remote_round_trips);
   return out;
 }
 
@@ -69,6 +72,9 @@ SyncCost FromProto(const v1::SyncCost& cost) {
   out.iotlb_invalidations = cost.iotlb_invalidations();
   out.shadow_mismatches = cost.shadow_mismatches();
   out.verified_pages = cost.verified_pages();
+  out.remote_pages = cost.remote_pages();
+  out.remote_bytes = cost.remote_bytes();
+  out.remote_round_trips = cost.remote_round_trips();
   return out;
 }
 

@@ -17,7 +17,8 @@ TEST(ConversionsTest, EveryCountOfASyncCostSurvives) {
        {&cost.descriptors, &cost.table_pages_read, &cost.ptes_read, &cost.bytes_read,
         &cost.leaves_visited, &cost.ptes_changed, &cost.dma_maps, &cost.dma_unmaps,
         &cost.dma_map_failures, &cost.pages_pinned, &cost.pages_unpinned, &cost.iotlb_invalidations,
-        &cost.shadow_mismatches, &cost.verified_pages}) {
+        &cost.shadow_mismatches, &cost.verified_pages, &cost.remote_pages, &cost.remote_bytes,
+        &cost.remote_round_trips}) {
     *field = next++;
   }
   // A field added to the struct must be added to the list above, the wire and the conversions.
