@@ -11,6 +11,12 @@ namespace viommu {
 inline constexpr int kLineEntries = 8;  // of 8 bytes: one cache line
 using EntryLine = std::array<uint64_t, kLineEntries>;
 
+// One entry in place. Read64's std::optional costs more than the load: its parts go through the
+// stack, written narrower than they are read.
+inline uint64_t LoadEntry(const uint64_t* entry) {
+  return __atomic_load_n(entry, __ATOMIC_RELAXED);
+}
+
 // Loads each entry of an aligned line once. The guest may store to it meanwhile.
 #if defined(__SANITIZE_THREAD__)
 inline void LoadLine(const uint64_t* entries, EntryLine& out) {

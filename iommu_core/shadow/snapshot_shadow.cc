@@ -89,7 +89,30 @@ void SnapshotShadow::Uncharge(Dropped dropped, SyncCost& cost) {
   cost.pages_unpinned += dropped.pages;
 }
 
+bool SnapshotShadow::PageIsUnchanged(Iova iova, SyncRun& run) const {
+  if (root_ == nullptr || !nothing_noted() || iova >= Iova(guest_table_.end)) return false;
+  uint64_t tables = 0;
+  uint64_t entries = 0;
+  for (const TableNode* node = root_.get(); node != nullptr;) {
+    const size_t slot = (iova.value() >> vtd::LevelShift(node->level)) % vtd::kEntriesPerTable;
+    const TableNode* const below = node->below == nullptr ? nullptr : (*node->below)[slot].get();
+    ++tables;
+    if (below == nullptr || !run.leaf_hint) {
+      ++entries;
+      const uint64_t* page = StablePage(*node);
+      if (page == nullptr || LoadEntry(page + slot) != node->last[slot]) return false;
+    }
+    node = below;
+  }
+  if (!run.budget.Spend(entries)) return false;
+  run.cost.table_pages_read += tables;
+  run.cost.ptes_read += entries;
+  run.cost.bytes_read += sizeof(uint64_t) * entries;
+  return true;
+}
+
 bool SnapshotShadow::SyncRange(IovaRange range, bool stop_at_refusal, SyncRun& run) {
+  if (range.size_bytes() == kPageSize && PageIsUnchanged(range.first, run)) return false;
   Pass pass(range, stop_at_refusal, run);
   Halt halt = Halt::kNo;
   switch (guest_table_.kind) {
@@ -265,6 +288,7 @@ void SnapshotShadow::PrefetchBelow(const TableNode& node, int first, int end, bo
 Shadow::Halt SnapshotShadow::SyncOneByOne(TableNode& node, int first, int end, bool visit_all,
                                           Pass& pass) {
   SyncCost& cost = pass.run.cost;
+  const uint64_t* page = StablePage(node);
   for (int slot = first; slot < end; ++slot) {
     pass.next = node.SlotFirst(slot);
     const size_t i = static_cast<size_t>(slot);
@@ -277,7 +301,9 @@ Shadow::Halt SnapshotShadow::SyncOneByOne(TableNode& node, int first, int end, b
       ++cost.ptes_read;
       cost.bytes_read += sizeof(uint64_t);
       // An entry that cannot be read maps nothing.
-      now = context_.guest.Read64(node.guest_table + sizeof(uint64_t) * i).value_or(0);
+      now = page != nullptr
+                ? LoadEntry(page + i)
+                : context_.guest.Read64(node.guest_table + sizeof(uint64_t) * i).value_or(0);
     }
     Halt halt = Halt::kNo;
     if (now != node.last[i] || visit_all) {

@@ -113,6 +113,15 @@ class SnapshotShadow final : public Shadow {
   bool SyncRange(IovaRange range, bool stop_at_refusal, SyncRun& run) override;
   void ForgetAll(SyncCost& cost) override;
 
+  // Whether all that leads to the page is as seen last: then it is counted as SyncNode would, and
+  // there is no more to do. False: nothing was counted.
+  bool PageIsUnchanged(Iova iova, SyncRun& run) const;
+  // The guest's table as it stands in memory; null: it is copied from another host, where what is
+  // read below may push it out, or it is no memory.
+  const uint64_t* StablePage(const TableNode& node) const {
+    return context_.pulled == nullptr ? context_.guest.PageInPlace(node.guest_table) : nullptr;
+  }
+
   Halt SyncIdentity(Pass& pass);
   void SyncDirty(Pass& pass);
   Halt SyncLines(TableNode& node, uint64_t lines, Pass& pass);

@@ -1,13 +1,19 @@
 #include "tests/bench/wire_floor.h"
 
 #include <benchmark/benchmark.h>
+#include <grpcpp/create_channel.h>
 #include <grpcpp/security/server_credentials.h>
 #include <grpcpp/server.h>
 #include <grpcpp/server_builder.h>
 #include <grpcpp/server_context.h>
 
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <iostream>
+
+#include "iommu_core/vtd/inv_descriptor.h"
+#include "svc_common/service_host.h"
 
 namespace viommu {
 namespace {
@@ -35,6 +41,12 @@ void FillAnswer(v1::InvalidateResponse& response) {
 
 // One stream; a read is outstanding while an answer is written.
 struct FloorStream {
+  // What the queue hands back.
+  struct Tagged {
+    FloorStream* stream;
+    Event event;
+  };
+
   grpc::ServerContext context;
   grpc::ServerAsyncReaderWriter<v1::InvalidateResponse, v1::InvalidateRequest> call{&context};
   v1::InvalidateRequest request;
@@ -42,13 +54,32 @@ struct FloorStream {
   uint64_t unanswered = 0;
   uint64_t sequence = 0;
   bool writing = false;
+  Tagged started{this, kStarted};
+  Tagged read{this, kRead};
+  Tagged written{this, kWritten};
+  Tagged finished{this, kFinished};
+
+  FloorStream(v1::HypervisorService::AsyncService& service, grpc::ServerCompletionQueue* queue) {
+    FillAnswer(response);
+    service.RequestInvalidate(&context, &call, queue, queue, &started);
+  }
 
   void Answer() {
     if (writing || unanswered == 0) return;
     writing = true;
     --unanswered;
     response.mutable_completion()->set_sequence(++sequence);
-    call.Write(response, Tag(kWritten));
+    call.Write(response, &written);
+  }
+
+  void OnRead(bool ok) {
+    if (!ok) return call.Finish(grpc::Status::OK, &finished);
+    uint64_t sum = 0;
+    for (const uint64_t word : request.batch().descriptor_words()) sum += word;
+    benchmark::DoNotOptimize(sum);
+    ++unanswered;
+    Answer();
+    call.Read(&request, &read);
   }
 };
 
@@ -62,42 +93,62 @@ void ServeFloor(const std::string& address) {
   const std::unique_ptr<grpc::ServerCompletionQueue> queue = builder.AddCompletionQueue();
   const std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
   if (server == nullptr) std::abort();
+  new FloorStream(service, queue.get());  // NOLINT: each deletes itself
   std::printf("READY\n");
   std::fflush(stdout);
-  while (true) {
-    FloorStream stream;
-    FillAnswer(stream.response);
-    service.RequestInvalidate(&stream.context, &stream.call, queue.get(), queue.get(),
-                              Tag(kStarted));
-    void* tag = nullptr;
-    bool ok = false;
-    for (bool over = false; !over && queue->Next(&tag, &ok);) {
-      switch (reinterpret_cast<intptr_t>(tag)) {
-        case kStarted:
-          stream.call.Read(&stream.request, Tag(kRead));
-          break;
-        case kRead: {
-          if (!ok) {
-            stream.call.Finish(grpc::Status::OK, Tag(kFinished));
-            break;
-          }
-          uint64_t sum = 0;
-          for (const uint64_t word : stream.request.batch().descriptor_words()) sum += word;
-          benchmark::DoNotOptimize(sum);
-          ++stream.unanswered;
-          stream.Answer();
-          stream.call.Read(&stream.request, Tag(kRead));
-          break;
-        }
-        case kWritten:
-          stream.writing = false;
-          stream.Answer();
-          break;
-        default:
-          over = true;
-      }
+  void* tag = nullptr;
+  bool ok = false;
+  while (queue->Next(&tag, &ok)) {
+    const auto [stream, event] = *static_cast<FloorStream::Tagged*>(tag);
+    switch (event) {
+      case kStarted:
+        new FloorStream(service, queue.get());  // NOLINT: for the next caller
+        stream->call.Read(&stream->request, &stream->read);
+        break;
+      case kRead:
+        stream->OnRead(ok);
+        break;
+      case kWritten:
+        stream->writing = false;
+        if (ok) stream->Answer();
+        break;
+      case kFinished:
+        delete stream;
+        break;
     }
   }
+  std::abort();
+}
+
+int RunFloorGuest(const std::string& address) {
+  FloorClient client(grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(),
+                                               ClientChannelArguments()));
+  v1::InvalidateRequest request = FloorBatch(2);
+  std::printf("READY\n");
+  std::fflush(stdout);
+  int ms = 0;
+  while (std::cin >> ms) {
+    const auto end = std::chrono::steady_clock::now() + std::chrono::milliseconds(ms);
+    uint64_t round_trips = 0;
+    for (; std::chrono::steady_clock::now() < end; ++round_trips) client.PingPong(request);
+    std::printf("%llu\n", static_cast<unsigned long long>(round_trips));
+    std::fflush(stdout);
+  }
+  return 0;
+}
+
+v1::InvalidateRequest FloorBatch(int descriptors) {
+  v1::InvalidateRequest request;
+  request.mutable_batch()->set_sequence(1);
+  for (int i = 0; i < descriptors; ++i) {
+    vtd::IotlbInvalidate d;
+    d.granularity = vtd::Granularity::kPageOrDevice;
+    d.address = Iova(static_cast<uint64_t>(i) << kPageShift);
+    const vtd::RawDescriptor raw = vtd::Encode(d);
+    request.mutable_batch()->add_descriptor_words(raw.qw0);
+    request.mutable_batch()->add_descriptor_words(raw.qw1);
+  }
+  return request;
 }
 
 FloorClient::FloorClient(const std::shared_ptr<grpc::Channel>& channel)

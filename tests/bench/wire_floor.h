@@ -15,9 +15,16 @@
 
 namespace viommu {
 
-// Serves one stream after the other on `address`: reads a batch, adds up its words, answers with a
+// A message of `descriptors` one-page invalidations.
+v1::InvalidateRequest FloorBatch(int descriptors);
+
+// Serves streams on `address`: reads a batch, adds up its words, answers with a
 // Completion of the usual fields. One thread, one queue. Prints "READY" and serves until killed.
 [[noreturn]] void ServeFloor(const std::string& address);
+
+// Child: a client that for each line "MS" on standard input plays ping-pong with two descriptors
+// for that long, and prints how many came back. Ends with its input.
+int RunFloorGuest(const std::string& address);
 
 class FloorClient {
  public:
