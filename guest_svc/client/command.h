@@ -39,6 +39,7 @@ int RunLoadCommand(const Args& args);
 int RunStatus(const Args& args);
 int RunHealth(const Args& args);
 int RunConformance(const Args& args);
+int RunAnchors(const Args& args);
 
 }  // namespace viommu::client
 

@@ -26,6 +26,7 @@ constexpr Command kCommands[] = {
     {"status", "sessions of a running hypervisor", RunStatus},
     {"health", "is a service up and taking calls? for health checks of containers", RunHealth},
     {"conformance", "replay recorded VT-d cases against our unit", RunConformance},
+    {"anchors", "published figures beside what the model predicts", RunAnchors},
 };
 
 void PrintUsage(std::FILE* out) {
