@@ -44,16 +44,22 @@ absl::StatusOr<std::unique_ptr<GuestMemory>> GuestMemory::Create(std::string mem
       new GuestMemory(std::move(memory_socket), *std::move(memory)));
 }
 
+absl::StatusOr<std::unique_ptr<GuestMemory>> GuestMemory::CreateRemote(uint64_t size_bytes) {
+  absl::StatusOr<std::unique_ptr<SharedMemory>> memory = SharedMemory::Create(size_bytes);
+  if (!memory.ok()) return memory.status();
+  return std::unique_ptr<GuestMemory>(new GuestMemory(*std::move(memory)));
+}
+
 absl::Status GuestMemory::Renew(const std::string& refused_token) {
   if (refused_token != token()) return absl::OkStatus();
   absl::StatusOr<std::unique_ptr<GrantedMemory>> fresh =
       GrantedMemory::Request(memory_socket_, size_bytes());
   if (!fresh.ok()) return fresh.status();
-  if (absl::Status status = CopyContent(current_->memory(), (*fresh)->memory()); !status.ok()) {
+  if (absl::Status status = CopyContent(memory_, (*fresh)->memory()); !status.ok()) {
     return status;
   }
   // In place: the machine keeps pointers into its memory (its log of table writes).
-  return current_->Adopt(**fresh);
+  return granted_->Adopt(**fresh);
 }
 
 }  // namespace viommu

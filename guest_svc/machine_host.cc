@@ -86,7 +86,8 @@ absl::Status MachineHost::BringUp() {
     config.force_lazy = force_lazy_;
   }
   absl::StatusOr<std::unique_ptr<GuestMemory>> memory =
-      GuestMemory::Create(memory_socket_, config.ram_bytes);
+      options_.remote_memory ? GuestMemory::CreateRemote(config.ram_bytes)
+                             : GuestMemory::Create(memory_socket_, config.ram_bytes);
   if (!memory.ok()) return memory.status();
   std::vector<std::unique_ptr<RemoteSink>> sinks;
   std::vector<InvalidationSink*> raw;

@@ -80,15 +80,15 @@ void GuestOptions::AddTo(FlagSet& flags) {
       "one vIOMMU each, with (cm) or without (nocm) caching mode");
   flags.AddCustom(
       "memory", "shared",
-      [](const std::string& value) {
-        if (value == "shared") return absl::OkStatus();
-        if (value == "remote") {
-          return absl::InvalidArgumentError(
-              "remote guest memory is not served by this version; use --memory=shared");
+      [this](const std::string& value) {
+        if (value != "shared" && value != "remote") {
+          return absl::InvalidArgumentError("shared or remote");
         }
-        return absl::InvalidArgumentError("shared or remote");
+        remote_memory = value == "remote";
+        return absl::OkStatus();
       },
-      "how the hypervisor reaches guest memory: shared (one host)");
+      "how the hypervisor reaches guest memory: shared (one host), or remote (pages are asked for "
+      "over the stream; no --memory_socket is needed)");
   flags.AddString("strategy", &hypervisor_strategy,
                   "strategy to ask of the hypervisor; empty: its own");
   flags.AddCustom(

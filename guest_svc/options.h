@@ -19,7 +19,8 @@ struct GuestOptions {
 
   ServiceHostOptions host;
   std::string hypervisor = "unix:/tmp/viommu-hypervisor.sock";
-  std::string memory_socket;  // empty: DefaultMemorySocket of `hypervisor`
+  std::string memory_socket;   // empty: DefaultMemorySocket of `hypervisor`
+  bool remote_memory = false;  // the hypervisor pulls pages over the stream
   GuestConfig machine;
   std::string hypervisor_strategy;  // empty: the hypervisor's
 

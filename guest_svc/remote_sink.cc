@@ -43,19 +43,21 @@ RemoteSink::RemoteSink(std::shared_ptr<grpc::Channel> channel, GuestMemory& memo
       memory_(memory),
       metrics_(metrics),
       options_(std::move(options)),
-      instance_id_(RandomId()) {}
+      instance_id_(RandomId()) {
+  if (memory_.remote()) memory_thread_ = std::thread([this] { ServeMemory(); });
+}
 
-RemoteSink::~RemoteSink() = default;
+RemoteSink::~RemoteSink() { StopServingMemory(); }
 
 absl::Status RemoteSink::Open() {
-  absl::MutexLock lock(&mu_);
+  const Turn turn(*this);
   const absl::Status status = OpenStream(DeadlineAfter(options_.call_timeout));
   if (!status.ok()) stream_ = nullptr;
   return status;
 }
 
 absl::Status RemoteSink::Close() {
-  absl::MutexLock lock(&mu_);
+  const Turn turn(*this);
   over_ = true;
   last_error_ = absl::UnavailableError("the session is closed");
   if (stream_ == nullptr) return absl::OkStatus();
@@ -64,8 +66,7 @@ absl::Status RemoteSink::Close() {
   stream_->Send(request);
   stream_->SendDone();
   const Time deadline = DeadlineAfter(options_.call_timeout);
-  while (stream_->Receive(deadline).has_value()) {
-  }
+  while (const auto message = stream_->Receive(deadline)) AnswerAboutMemory(*message);
   const absl::Status status =
       stream_->ended().value_or(absl::DeadlineExceededError("the session did not close in time"));
   stream_ = nullptr;
@@ -89,12 +90,16 @@ absl::Status RemoteSink::OpenStream(Time deadline) {
   open->set_oldest_retained_sequence(pending_.empty() ? next_sequence_ : pending_.front().sequence);
   open->set_next_sequence(next_sequence_);
   open->set_guest_ram_bytes(memory_.size_bytes());
-  open->set_memory_kind(v1::GUEST_MEMORY_KIND_SHARED);
-  open->set_memory_token(memory_.token());
+  if (memory_.remote()) {
+    open->set_memory_kind(v1::GUEST_MEMORY_KIND_REMOTE);
+  } else {
+    open->set_memory_kind(v1::GUEST_MEMORY_KIND_SHARED);
+    open->set_memory_token(memory_.token());
+  }
   open->set_guest_cap(options_.caps.cap);
   open->set_guest_ecap(options_.caps.ecap);
   open->set_guest_haw_bits(static_cast<uint32_t>(options_.haw_bits));
-  open->set_dirty_log_base(options_.dirty_log_base);
+  if (!memory_.remote()) open->set_dirty_log_base(options_.dirty_log_base);
   open->set_strategy(options_.strategy);
   open->set_verify(options_.verify);
   stream->Send(request);
@@ -149,7 +154,7 @@ void RemoteSink::Broken(const absl::Status& status) {
                  options_.hypervisor, std::string(status.message()));
     lost_ = true;
   }
-  if (ErrorReason(status) == "UNKNOWN_MEMORY") {
+  if (!memory_.remote() && ErrorReason(status) == "UNKNOWN_MEMORY") {
     // A restarted hypervisor made none of our memory.
     if (absl::Status renewed = memory_.Renew(memory_.token()); renewed.ok()) {
       spdlog::info("guest memory moved into a region of the restarted hypervisor");
@@ -187,6 +192,7 @@ bool RemoteSink::Step(Time deadline) {
 
 void RemoteSink::Handle(const v1::InvalidateResponse& response) {
   if (response.has_completion()) return HandleCompletion(response.completion());
+  if (AnswerAboutMemory(response)) return;
   if (response.has_reset_required()) {
     spdlog::warn(
         "hypervisor at {} asks for a replay ({}): devices, registers and a global "
@@ -315,7 +321,7 @@ absl::Status RemoteSink::CheckRoom() const {
 
 absl::StatusOr<uint64_t> RemoteSink::Post(std::span<const vtd::RawDescriptor> descriptors,
                                           std::span<const DeviceTouch> touches, bool settled) {
-  absl::MutexLock lock(&mu_);
+  const Turn turn(*this);
   if (absl::Status status = CheckRoom(); !status.ok()) return status;
   v1::InvalidateRequest request;
   v1::InvalidationBatch* batch = request.mutable_batch();
@@ -333,7 +339,7 @@ absl::StatusOr<uint64_t> RemoteSink::Post(std::span<const vtd::RawDescriptor> de
 }
 
 absl::StatusOr<SinkCompletion> RemoteSink::Await(uint64_t ticket, absl::Duration timeout) {
-  absl::MutexLock lock(&mu_);
+  const Turn turn(*this);
   return AwaitLocked(ticket, DeadlineAfter(timeout));
 }
 
@@ -355,7 +361,7 @@ absl::StatusOr<SinkCompletion> RemoteSink::AwaitLocked(uint64_t ticket, Time dea
 }
 
 absl::Status RemoteSink::UpdateRegisters(const UnitRegisters& registers) {
-  absl::MutexLock lock(&mu_);
+  const Turn turn(*this);
   if (absl::Status status = CheckRoom(); !status.ok()) return status;
   registers_ = registers;
   v1::InvalidateRequest request;
@@ -366,7 +372,7 @@ absl::Status RemoteSink::UpdateRegisters(const UnitRegisters& registers) {
 }
 
 absl::Status RemoteSink::UpdateDevice(SourceId sid, bool present, bool has_device_tlb) {
-  absl::MutexLock lock(&mu_);
+  const Turn turn(*this);
   if (absl::Status status = CheckRoom(); !status.ok()) return status;
   const bool added = present && !devices_.contains(sid.value());
   if (present) {
@@ -385,7 +391,7 @@ absl::Status RemoteSink::UpdateDevice(SourceId sid, bool present, bool has_devic
 }
 
 std::vector<vtd::FaultRecord> RemoteSink::Poll(absl::Duration wait) {
-  absl::MutexLock lock(&mu_);
+  const Turn turn(*this);
   Time deadline = DeadlineAfter(wait);
   for (int i = 0; i < kMaxMessagesPerPoll && Step(deadline); ++i) {
     if (!loose_faults_.empty()) deadline = Steady::now();

@@ -13,6 +13,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -72,6 +73,18 @@ class RemoteSink final : public InvalidationSink {
  private:
   using Time = std::chrono::steady_clock::time_point;
 
+  // Holds mu_. Whoever waits on the stream for the hypervisor's questions lets go of it first.
+  class ABSL_SCOPED_LOCKABLE Turn {
+   public:
+    explicit Turn(RemoteSink& sink) ABSL_EXCLUSIVE_LOCK_FUNCTION(sink.mu_);
+    ~Turn() ABSL_UNLOCK_FUNCTION();
+    Turn(const Turn&) = delete;
+    Turn& operator=(const Turn&) = delete;
+
+   private:
+    RemoteSink& sink_;
+  };
+
   // A request that is not acknowledged. `tickets` are done when it is.
   struct Pending {
     uint64_t sequence = 0;
@@ -95,6 +108,11 @@ class RemoteSink final : public InvalidationSink {
   // The stream is of no more use: says so once, and when to try again.
   void Broken(const absl::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Handle(const v1::InvalidateResponse& response) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Answers a question about guest memory. False: the message is none.
+  bool AnswerAboutMemory(const v1::InvalidateResponse& message) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // The thread that answers such questions while nobody else waits on the stream.
+  void ServeMemory() ABSL_LOCKS_EXCLUDED(mu_, serve_mu_);
+  void StopServingMemory() ABSL_LOCKS_EXCLUDED(mu_, serve_mu_);
   void HandleCompletion(const v1::Completion& completion) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Replays devices and registers, then invalidates globally: every pending ticket is done with it.
   void Rebuild(uint64_t first_sequence) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -129,6 +147,15 @@ class RemoteSink final : public InvalidationSink {
   std::chrono::milliseconds backoff_ ABSL_GUARDED_BY(mu_){0};
   bool lost_ ABSL_GUARDED_BY(mu_) = false;  // said so in the log
   bool over_ ABSL_GUARDED_BY(mu_) = false;  // closed, or broken without recovery
+
+  uint64_t calls_ ABSL_GUARDED_BY(mu_) = 0;
+
+  // Remote memory only.
+  absl::Mutex serve_mu_ ABSL_ACQUIRED_AFTER(mu_);
+  int callers_waiting_ ABSL_GUARDED_BY(serve_mu_) = 0;       // for mu_
+  SinkStream* served_ ABSL_GUARDED_BY(serve_mu_) = nullptr;  // ServeMemory waits on it
+  bool stop_serving_ ABSL_GUARDED_BY(serve_mu_) = false;
+  std::thread memory_thread_;
 
   mutable absl::Mutex state_mu_;
   State state_ ABSL_GUARDED_BY(state_mu_);

@@ -7,7 +7,7 @@
 namespace viommu {
 namespace {
 
-enum Event : intptr_t { kStarted = 1, kWritten, kRead, kWritesDone, kFinished };
+enum Event : intptr_t { kStarted = 1, kWritten, kRead, kWritesDone, kFinished, kInterrupt };
 
 void* Tag(Event event) { return reinterpret_cast<void*>(static_cast<intptr_t>(event)); }
 
@@ -27,6 +27,10 @@ SinkStream::~SinkStream() {
   if (!ended_.has_value()) {
     context_.TryCancel();
     if (!finish_asked_) call_->Finish(&finish_status_, Tag(kFinished));
+  }
+  {
+    absl::MutexLock lock(&interrupt_mu_);
+    interrupt_.Cancel();
   }
   queue_.Shutdown();
   void* tag = nullptr;
@@ -72,6 +76,21 @@ std::optional<v1::InvalidateResponse> SinkStream::Receive(Time deadline) {
   return response;
 }
 
+std::optional<v1::InvalidateResponse> SinkStream::ReceiveUnlessInterrupted(Time deadline) {
+  interrupted_ = false;
+  while (received_.empty() && !interrupted_) {
+    if (ended_.has_value() || !Pump(deadline)) break;
+  }
+  // What is there already is found without a wait.
+  return received_.empty() ? std::nullopt : Receive(deadline);
+}
+
+void SinkStream::Interrupt() {
+  absl::MutexLock lock(&interrupt_mu_);
+  if (std::exchange(interrupt_on_its_way_, true)) return;
+  interrupt_.Set(&queue_, std::chrono::system_clock::now(), Tag(kInterrupt));
+}
+
 bool SinkStream::Pump(Time deadline) {
   void* tag = nullptr;
   bool ok = false;
@@ -104,6 +123,12 @@ bool SinkStream::Pump(Time deadline) {
     case kFinished:
       ended_ = FromGrpcStatus(finish_status_);
       return true;
+    case kInterrupt: {
+      absl::MutexLock lock(&interrupt_mu_);
+      interrupt_on_its_way_ = false;
+      interrupted_ = true;
+      return true;
+    }
     default:  // kWritesDone: its failure shows in the read's
       failed = false;
       break;

@@ -3,6 +3,7 @@
 #ifndef VIOMMU_GUEST_SVC_SINK_STREAM_H_
 #define VIOMMU_GUEST_SVC_SINK_STREAM_H_
 
+#include <grpcpp/alarm.h>
 #include <grpcpp/client_context.h>
 #include <grpcpp/completion_queue.h>
 #include <grpcpp/support/async_stream.h>
@@ -12,12 +13,14 @@
 #include <memory>
 #include <optional>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
+#include "absl/synchronization/mutex.h"
 #include "viommu/v1/hypervisor_service.grpc.pb.h"
 
 namespace viommu {
 
-// Not thread-safe.
+// Not thread-safe, but for Interrupt.
 class SinkStream {
  public:
   using Time = std::chrono::steady_clock::time_point;
@@ -32,6 +35,10 @@ class SinkStream {
   void SendDone();
   // The next message; nullopt: none before `deadline`, or the stream is over.
   std::optional<v1::InvalidateResponse> Receive(Time deadline);
+  // The same; Interrupt ends the wait, too.
+  std::optional<v1::InvalidateResponse> ReceiveUnlessInterrupted(Time deadline);
+  // Any thread: a ReceiveUnlessInterrupted under way, or else the next one, returns early.
+  void Interrupt() ABSL_LOCKS_EXCLUDED(interrupt_mu_);
   // Set once the stream is over: how it ended.
   const std::optional<absl::Status>& ended() const { return ended_; }
 
@@ -55,6 +62,11 @@ class SinkStream {
   bool done_sent_ = false;
   bool finish_asked_ = false;
   std::optional<absl::Status> ended_;
+
+  bool interrupted_ = false;
+  absl::Mutex interrupt_mu_;
+  bool interrupt_on_its_way_ ABSL_GUARDED_BY(interrupt_mu_) = false;
+  grpc::Alarm interrupt_ ABSL_GUARDED_BY(interrupt_mu_);
 };
 
 }  // namespace viommu

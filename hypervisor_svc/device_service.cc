@@ -41,6 +41,9 @@ void FillSession(GuestSession& session, v1::Session* out) {
   out->set_iotlb_hits(stats.iotlb_hits);
   out->set_iotlb_misses(stats.iotlb_misses);
   out->set_guest_ram_bytes(session.info().guest_ram_bytes);
+  out->set_memory_kind(session.info().memory_kind);
+  out->set_remote_pages_pulled(stats.pulled.pages);
+  out->set_remote_pages_verified(stats.oracle_pulled.pages);
   const WorkMeter& work = session.work();
   out->set_work_slice_count(work.slices.load(std::memory_order_relaxed));
   out->set_turn_wait_count(work.turns_waited.load(std::memory_order_relaxed));

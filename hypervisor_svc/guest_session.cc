@@ -45,8 +45,10 @@ class SyncTimer {
 }  // namespace
 
 GuestSession::GuestSession(SessionInfo info, std::shared_ptr<PhysicalMemory> memory,
+                           std::shared_ptr<RemoteGuest> remote,
                            std::unique_ptr<HypervisorSession> core, HypervisorCounters& counters)
     : info_(std::move(info)),
+      remote_(std::move(remote)),
       counters_(counters),
       // The memory lives as long as the last call that still uses the core.
       core_(core.release(), [memory = std::move(memory)](HypervisorSession* c) { delete c; }) {}
@@ -70,6 +72,7 @@ absl::Status GuestSession::Attach(const v1::OpenSession& open, std::shared_ptr<S
   {
     absl::MutexLock state(&state_mu_);
     if (core_ == nullptr) return Ended();
+    if (remote_ != nullptr) remote_->pages->Attach(stream);
     older = std::exchange(stream_, std::move(stream));
     progress_.connected = true;
     progress_.disconnected_at = SteadyTime::max();
@@ -149,7 +152,8 @@ absl::Status GuestSession::Handle(uint64_t epoch, const v1::InvalidateRequest& r
     case v1::InvalidateRequest::kOpen:
       return Malformed("the session is open already");
     case v1::InvalidateRequest::kTablePages:
-      return Malformed("no table pages were asked for");
+    case v1::InvalidateRequest::kMemoryWritten:
+      return Malformed("nothing of the guest's memory was asked for");
     default:
       return Malformed("an empty or unknown message");
   }
@@ -174,19 +178,21 @@ absl::Status GuestSession::Handle(uint64_t epoch, const v1::InvalidateRequest& r
   if (long_work_) StreamThreads::BeginLong();
   StreamThreads::SetMeter(&work_);
   const uint64_t slices = work_.slices.load(std::memory_order_relaxed);
-  HandleInTurn(request, out);
+  const absl::Status status = HandleInTurn(request, out);
   // Not by time alone: this thread may have lost its CPU in the middle of a short one.
-  long_work_ = work_.slices.load(std::memory_order_relaxed) != slices &&
+  // A remote guest's request steps aside by itself when it waits for pages.
+  long_work_ = remote_ == nullptr && work_.slices.load(std::memory_order_relaxed) != slices &&
                StreamThreads::Elapsed() >= StreamThreads::kLeadTime;
   StreamThreads::SetMeter(nullptr);
-  if (long_work_) stats();  // kept for those who ask during the next one
-  return absl::OkStatus();
+  if (long_work_ || remote_ != nullptr) stats();  // kept for those who ask during the next one
+  return status;
 }
 
-void GuestSession::HandleInTurn(const v1::InvalidateRequest& request,
-                                std::vector<v1::InvalidateResponse>& out) {
+absl::Status GuestSession::HandleInTurn(const v1::InvalidateRequest& request,
+                                        std::vector<v1::InvalidateResponse>& out) {
   const uint64_t sequence = progress().completed_sequence + 1;
   awaiting_replay_ = false;
+  pull_status_ = absl::OkStatus();
   v1::Completion& completion = *out.emplace_back().mutable_completion();
   completion.set_sequence(sequence);
   SyncCost cost;
@@ -197,6 +203,16 @@ void GuestSession::HandleInTurn(const v1::InvalidateRequest& request,
   } else {
     HandleDevice(request.device(), completion);
   }
+  if (!pull_status_.ok()) {
+    // What could not be read was taken for absent: neither the shadow nor its completion counts.
+    out.pop_back();
+    awaiting_replay_ = true;
+    if (absl::IsResourceExhausted(pull_status_)) {
+      counters_.remote_failures[static_cast<size_t>(RemoteFailure::kLimit)].fetch_add(
+          1, std::memory_order_relaxed);
+    }
+    return pull_status_;
+  }
   retained_.push_back(completion);
   if (retained_.size() > info_.max_outstanding_batches) retained_.pop_front();
   {
@@ -205,6 +221,20 @@ void GuestSession::HandleInTurn(const v1::InvalidateRequest& request,
     progress_.batches += request.has_batch() ? 1 : 0;
   }
   ResetAfterMismatch(cost, out);
+  return absl::OkStatus();
+}
+
+absl::Status GuestSession::PullStatus() const {
+  return remote_ == nullptr ? absl::OkStatus() : remote_->memory->status();
+}
+
+absl::Status GuestSession::AccessStatus() const {
+  const absl::Status pulled = PullStatus();
+  if (pulled.ok()) return pulled;
+  return WithReason(absl::UnavailableError(
+                        absl::StrCat("the guest's memory cannot be reached: ", pulled.message(),
+                                     "; try again once it is back")),
+                    "REMOTE_MEMORY");
 }
 
 void GuestSession::ResetAfterMismatch(const SyncCost& cost,
@@ -239,6 +269,7 @@ SyncCost GuestSession::HandleBatch(const v1::InvalidationBatch& batch, v1::Compl
                                        [static_cast<int>(info_.strategy)],
                     work_);
     done = core->Apply(descriptors_, touches_, batch.settled());
+    pull_status_ = PullStatus();
   }
   *completion.mutable_cost() = ToProto(done.cost);
   for (const vtd::FaultRecord& fault : done.faults) *completion.add_faults() = ToProto(fault);
@@ -261,6 +292,7 @@ void GuestSession::HandleRegisters(const v1::RegisterUpdate& update, v1::Complet
                   work_);
   const absl::Status status =
       core()->UpdateRegisters({PhysAddr(update.root_table()), update.translation_enabled()});
+  pull_status_ = PullStatus();
   if (!status.ok()) *completion.mutable_status() = ToRpcStatus(status);
 }
 
@@ -281,6 +313,7 @@ void GuestSession::HandleDevice(const v1::DeviceUpdate& update, v1::Completion& 
   if (status.ok() && update.present() && !devices_.contains(sid)) {
     status = core->AddDevice(SourceId(sid), update.device_tlb());
     if (status.ok()) devices_[sid] = update.device_tlb();
+    pull_status_ = PullStatus();
   }
   if (!status.ok()) *completion.mutable_status() = ToRpcStatus(status);
 }
@@ -305,6 +338,7 @@ void GuestSession::Reset(v1::ResetRequired::Reason reason,
 }
 
 SessionStats GuestSession::End() {
+  if (remote_ != nullptr) remote_->pages->Stop(Ended());  // nobody waits for the guest any more
   PatientLock lock(&mu_);
   absl::MutexLock working(&core_mu_);
   const std::shared_ptr<HypervisorSession> core = this->core();
@@ -335,6 +369,7 @@ absl::StatusOr<DmaResult> GuestSession::Dma(SourceId sid, Iova iova, bool write,
     absl::MutexLock working(&core_mu_);
     result = core->Dma(sid, iova, write, data, /*probe=*/false);
     faults = core->TakeFaults();
+    if (absl::Status status = AccessStatus(); !status.ok()) return status;
   }
   *recorded = static_cast<uint32_t>(faults.size());
   if (faults.empty()) return result;
@@ -357,14 +392,18 @@ absl::StatusOr<DeviceTranslation> GuestSession::Translate(SourceId sid, Iova iov
   const std::shared_ptr<HypervisorSession> core = this->core();
   if (core == nullptr) return Ended();
   absl::MutexLock working(&core_mu_);
-  return core->Translate(sid, iova, access);
+  auto translation = core->Translate(sid, iova, access);
+  if (absl::Status status = AccessStatus(); !status.ok()) return status;
+  return translation;
 }
 
 absl::StatusOr<std::vector<LeafMapping>> GuestSession::Mappings(SourceId sid) {
   const std::shared_ptr<HypervisorSession> core = this->core();
   if (core == nullptr) return Ended();
   absl::MutexLock working(&core_mu_);
-  return core->FlattenShadow(sid);
+  auto mappings = core->FlattenShadow(sid);
+  if (absl::Status status = AccessStatus(); !status.ok()) return status;
+  return mappings;
 }
 
 std::vector<SourceId> GuestSession::devices() {

@@ -15,6 +15,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
+#include "hypervisor_svc/guest_pages.h"
 #include "hypervisor_svc/hypervisor_counters.h"
 #include "hypervisor_svc/stream_threads.h"
 #include "iommu_core/mem/physical_memory.h"
@@ -26,16 +27,6 @@ namespace viommu {
 // The clock of times to live: it does not jump.
 using SteadyTime = std::chrono::steady_clock::time_point;
 
-// How another thread reaches a session's stream.
-class StreamHandle {
- public:
-  virtual ~StreamHandle() = default;
-  // Sends one message; nothing happens if the stream is ending.
-  virtual void Push(const v1::InvalidateResponse& response) = 0;
-  // Ends the stream with `status`.
-  virtual void End(const absl::Status& status) = 0;
-};
-
 // Never changes after the session was opened.
 struct SessionInfo {
   std::string id;
@@ -43,6 +34,7 @@ struct SessionInfo {
   std::string peer_identity;  // of the certificate; empty in the clear
   Strategy strategy = Strategy::kWalk;
   uint64_t guest_ram_bytes = 0;
+  v1::GuestMemoryKind memory_kind = v1::GUEST_MEMORY_KIND_SHARED;
   uint32_t max_outstanding_batches = 0;
   uint32_t max_batch_descriptors = 0;
   uint64_t max_faults_retained = 0;
@@ -50,9 +42,11 @@ struct SessionInfo {
 
 class GuestSession {
  public:
-  // `core` works on `memory`; `counters` outlive the session.
+  // `core` works on `memory`, of a remote guest on remote->memory (else null); `counters` outlive
+  // the session.
   GuestSession(SessionInfo info, std::shared_ptr<PhysicalMemory> memory,
-               std::unique_ptr<HypervisorSession> core, HypervisorCounters& counters);
+               std::shared_ptr<RemoteGuest> remote, std::unique_ptr<HypervisorSession> core,
+               HypervisorCounters& counters);
 
   // A stream takes the session: an older stream ends with ABORTED. Fills `out` with what the new
   // stream must hear first: completions that the guest may have missed, or a reset
@@ -65,14 +59,16 @@ class GuestSession {
   bool Detach(uint64_t epoch) ABSL_LOCKS_EXCLUDED(mu_);
 
   // Carries out one message of the stream with `epoch` and adds the answers to `out`. Not OK: the
-  // stream must end with that status; nothing of the message was applied.
+  // stream must end with that status; nothing of the message was applied, or (a remote guest's
+  // memory could not be read) what was is void and the next stream begins with a reset.
   absl::Status Handle(uint64_t epoch, const v1::InvalidateRequest& request,
                       std::vector<v1::InvalidateResponse>& out) ABSL_LOCKS_EXCLUDED(mu_);
 
   // Blocks every device, then releases tables, pins and memory. Later calls see NotFound.
   SessionStats End() ABSL_LOCKS_EXCLUDED(mu_);
 
-  // Device accesses; NotFound once the session ended. `recorded` counts the fault records made.
+  // Device accesses; NotFound once the session ended, Unavailable with reason REMOTE_MEMORY if a
+  // remote guest's memory cannot be reached. `recorded` counts the fault records made.
   absl::StatusOr<DmaResult> Dma(SourceId sid, Iova iova, bool write, std::span<std::byte> data,
                                 uint32_t* recorded) ABSL_LOCKS_EXCLUDED(mu_);
   absl::StatusOr<DeviceTranslation> Translate(SourceId sid, Iova iova, Access access)
@@ -106,7 +102,8 @@ class GuestSession {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status CheckBatch(const v1::InvalidationBatch& batch) const;
   // The session's next request, checked already.
-  void HandleInTurn(const v1::InvalidateRequest& request, std::vector<v1::InvalidateResponse>& out)
+  absl::Status HandleInTurn(const v1::InvalidateRequest& request,
+                            std::vector<v1::InvalidateResponse>& out)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void HandleDevice(const v1::DeviceUpdate& update, v1::Completion& completion)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -115,10 +112,14 @@ class GuestSession {
   // Empties the shadow and asks the guest to replay its state.
   void Reset(v1::ResetRequired::Reason reason, std::vector<v1::InvalidateResponse>& out)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Whether all that the core asked of a remote guest's memory came.
+  absl::Status PullStatus() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(core_mu_);
+  absl::Status AccessStatus() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(core_mu_);
   void RetainFaults(const std::vector<vtd::FaultRecord>& faults) ABSL_LOCKS_EXCLUDED(fault_mu_);
   std::shared_ptr<HypervisorSession> core() ABSL_LOCKS_EXCLUDED(state_mu_);
 
   const SessionInfo info_;
+  const std::shared_ptr<RemoteGuest> remote_;  // null: guest memory is shared
   HypervisorCounters& counters_;
 
   // Held while a request is carried out, so that an older stream's last request is finished before
@@ -131,6 +132,7 @@ class GuestSession {
   bool mismatch_reset_ ABSL_GUARDED_BY(mu_) = false;  // asked for; no verification was clean since
   // The last request was a long one: the next one is not begun on the thread that leads.
   bool long_work_ ABSL_GUARDED_BY(mu_) = false;
+  absl::Status pull_status_ ABSL_GUARDED_BY(mu_);                     // of the request carried out
   std::vector<vtd::RawDescriptor> descriptors_ ABSL_GUARDED_BY(mu_);  // of one batch
   std::vector<DeviceTouch> touches_ ABSL_GUARDED_BY(mu_);
   WorkMeter work_;

@@ -17,10 +17,17 @@ inline constexpr int kStrategies = 5;
 inline constexpr std::array<const char*, 4> kResyncNames = {"unspecified", "unknown_session",
                                                             "sequence_gap", "shadow_mismatch"};
 
+// Why a remote guest's memory could not be used, beside a broken stream.
+enum class RemoteFailure { kTimeout, kWrongAnswer, kLimit };
+inline constexpr std::array<const char*, 3> kRemoteFailureNames = {"timeout", "wrong_answer",
+                                                                   "limit"};
+
 struct HypervisorCounters {
   // Wall time of one synchronisation: [trigger][strategy].
   WallHistogram sync_wall[kSyncTriggerNames.size()][kStrategies];
   std::array<std::atomic<uint64_t>, kResyncNames.size()> resyncs{};
+  WallHistogram remote_wait_wall;  // for one answer about a remote guest's memory
+  std::array<std::atomic<uint64_t>, kRemoteFailureNames.size()> remote_failures{};
 };
 
 }  // namespace viommu

@@ -112,6 +112,27 @@ std::vector<prometheus::MetricFamily> HypervisorMetrics::Collect() const {
     resyncs.Add({{"reason", kResyncNames[reason]}}, Value(counters.resyncs[reason].load()));
   }
   out.push_back(std::move(resyncs).Build());
+  FamilyBuilder pulled("viommu_remote_pages_total",
+                       "Pages copied from guests on other hosts, by what they were for.",
+                       MetricType::Counter);
+  pulled.Add({{"use", "sync"}}, Value(now.cost.remote_pages))
+      .Add({{"use", "device"}}, Value(now.pulled.pages - now.cost.remote_pages))
+      .Add({{"use", "verify"}}, Value(now.oracle_pulled.pages));
+  out.push_back(std::move(pulled).Build());
+  FamilyBuilder remote_wait("viommu_remote_wait_wall_seconds",
+                            "Wall time of one wait for the memory of a guest on another host.",
+                            MetricType::Histogram);
+  remote_wait.Add({}, counters.remote_wait_wall);
+  out.push_back(std::move(remote_wait).Build());
+  FamilyBuilder remote_failures("viommu_remote_failures_total",
+                                "Streams ended because a guest on another host did not answer for "
+                                "its memory, answered wrongly, or needed too many pages.",
+                                MetricType::Counter);
+  for (size_t reason = 0; reason < kRemoteFailureNames.size(); ++reason) {
+    remote_failures.Add({{"reason", kRemoteFailureNames[reason]}},
+                        Value(counters.remote_failures[reason].load()));
+  }
+  out.push_back(std::move(remote_failures).Build());
   FamilyBuilder seconds("viommu_modelled_seconds_total", "Counted work priced by --cost_preset.",
                         MetricType::Counter);
   seconds.Add({{"part", "exit"}}, modelled.exit_ns / kNsPerSecond)

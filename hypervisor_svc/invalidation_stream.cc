@@ -115,16 +115,28 @@ void InvalidationStream::OnRead(bool ok) {
   reading_ = false;
   if (ending_.has_value()) return;
   if (!ok) return EndLocked(absl::OkStatus());  // the guest closed its side, or is gone
+  const bool answer = incoming_.has_table_pages() || incoming_.has_memory_written();
+  if (answer && answers_awaited_ > 0) {
+    --answers_awaited_;
+    pages_->Deliver(this, std::exchange(incoming_, {}));
+    if (handling_) {
+      ReadForAnswersLocked();
+    } else if (HasRoomLocked()) {
+      ReadNextLocked();
+    }
+    return;
+  }
   pipelined_ = !to_write_.empty() || std::chrono::steady_clock::now() - last_write_ < kSentBefore;
-  incoming_waits_ = true;
-  if (handling_) return;  // whoever does that takes this one next
+  waiting_.push_back(std::exchange(incoming_, {}));
+  if (handling_) return ReadForAnswersLocked();  // whoever does that takes this one next
   handling_ = true;
   Responses out;
-  while (incoming_waits_ && !ending_.has_value()) {
-    incoming_waits_ = false;
-    request_.Swap(&incoming_);
+  while (!waiting_.empty() && !ending_.has_value()) {
+    request_ = std::move(waiting_.front());
+    waiting_.pop_front();
     // Not else: by itself it sends the guest a window update in a packet of its own.
-    if (pipelined_ && HasRoomLocked()) ReadNextLocked();
+    if (pipelined_ && !reading_ && waiting_.empty() && HasRoomLocked()) ReadNextLocked();
+    ReadForAnswersLocked();  // a device access may wait for one, and this request for the access
     mu_.Unlock();
     out.clear();
     const absl::Status status = Handle(out);
@@ -142,7 +154,7 @@ void InvalidationStream::OnRead(bool ok) {
         WriteNextLocked();
       }
     }
-    if (!reading_ && !incoming_waits_ && !ending_.has_value() && HasRoomLocked()) {
+    if (!reading_ && waiting_.empty() && !ending_.has_value() && HasRoomLocked()) {
       ReadNextLocked();
     }
   }
@@ -208,13 +220,33 @@ bool InvalidationStream::HasRoomLocked() const {
 void InvalidationStream::Push(const v1::InvalidateResponse& response) {
   absl::MutexLock lock(&mu_);
   QueueLocked({response});
-  if (!writing_ && !held_ && !to_write_.empty()) WriteNextLocked();
+  if (opened_ && !writing_ && !held_ && !to_write_.empty()) WriteNextLocked();
+}
+
+void InvalidationStream::Ask(const v1::InvalidateResponse& question,
+                             const std::shared_ptr<GuestPages>& pages) {
+  {
+    absl::MutexLock lock(&mu_);
+    if (!ending_.has_value()) {
+      pages_ = pages;
+      ++answers_awaited_;
+      QueueLocked({question});
+      if (opened_ && !writing_) WriteNextLocked();
+      return ReadForAnswersLocked();
+    }
+  }
+  pages->Detach(this, absl::UnavailableError("stream ended"));
 }
 
 void InvalidationStream::QueueLocked(Responses responses) {
   if (ending_.has_value() || finishing_) return;
   for (v1::InvalidateResponse& response : responses) {
     ++answers_to_write_;
+    if (response.has_opened()) {  // before what others may have pushed already
+      opened_ = true;
+      to_write_.push_front({std::move(response)});
+      continue;
+    }
     if (!to_write_.empty() && IsPlain(to_write_.back().response) && IsPlain(response)) {
       Outgoing& last = to_write_.back();
       MergePlain(last.response.completion(), *response.mutable_completion());
@@ -240,6 +272,7 @@ void InvalidationStream::End(const absl::Status& status) {
 void InvalidationStream::EndLocked(const absl::Status& status) {
   if (finishing_) return;
   ending_ = status;
+  if (pages_ != nullptr) pages_->Detach(this, absl::UnavailableError("stream ended"));
   if (!writing_ && !to_write_.empty()) WriteNextLocked();
   if (writing_) return;  // OnWritten comes back here: Finish may not overtake a write
   finishing_ = true;
@@ -257,6 +290,14 @@ void InvalidationStream::WriteNextLocked() {
 void InvalidationStream::ReadNextLocked() {
   reading_ = true;
   call_.Read(&incoming_, &read_tag_);
+}
+
+void InvalidationStream::ReadForAnswersLocked() {
+  // A guest has no more requests on their way than its session allows.
+  if (answers_awaited_ > 0 && !reading_ &&
+      waiting_.size() < service_.registry_.options().max_outstanding_batches) {
+    ReadNextLocked();
+  }
 }
 
 }  // namespace viommu

@@ -1,6 +1,7 @@
 // One Invalidate call: a small state machine driven by the completion queue's events. Its messages
 // are carried out one after the other, each on the thread that took it from the queue; meanwhile
-// the next one is read, and another thread may see that read, and ends of writes, happen.
+// the next one is read, and another thread may see that read, and ends of writes, happen. Answers
+// about a remote guest's memory are passed on at once, past the requests that wait.
 #ifndef VIOMMU_HYPERVISOR_SVC_INVALIDATION_STREAM_H_
 #define VIOMMU_HYPERVISOR_SVC_INVALIDATION_STREAM_H_
 
@@ -41,6 +42,8 @@ class InvalidationStream final : public StreamHandle,
   void Flush() ABSL_LOCKS_EXCLUDED(mu_);
 
   void Push(const v1::InvalidateResponse& response) override ABSL_LOCKS_EXCLUDED(mu_);
+  void Ask(const v1::InvalidateResponse& question,
+           const std::shared_ptr<GuestPages>& pages) override ABSL_LOCKS_EXCLUDED(mu_);
   void End(const absl::Status& status) override ABSL_LOCKS_EXCLUDED(mu_);
 
  private:
@@ -62,6 +65,8 @@ class InvalidationStream final : public StreamHandle,
   void EndLocked(const absl::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void WriteNextLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void ReadNextLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Reads on while answers are awaited, though a request is carried out and others wait.
+  void ReadForAnswersLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   InvalidationService& service_;
   grpc::ServerContext context_;
@@ -82,11 +87,14 @@ class InvalidationStream final : public StreamHandle,
 
   absl::Mutex mu_;
   std::shared_ptr<InvalidationStream> self_ ABSL_GUARDED_BY(mu_);
-  v1::InvalidateRequest incoming_ ABSL_GUARDED_BY(mu_);  // gRPC's while reading_
-  std::deque<Outgoing> to_write_ ABSL_GUARDED_BY(mu_);   // beside the one being written
-  uint32_t answers_to_write_ ABSL_GUARDED_BY(mu_) = 0;   // in to_write_
-  bool handling_ ABSL_GUARDED_BY(mu_) = false;           // request_ is carried out
-  bool incoming_waits_ ABSL_GUARDED_BY(mu_) = false;     // incoming_ is a request to carry out
+  v1::InvalidateRequest incoming_ ABSL_GUARDED_BY(mu_);             // gRPC's while reading_
+  std::deque<Outgoing> to_write_ ABSL_GUARDED_BY(mu_);              // beside the one being written
+  uint32_t answers_to_write_ ABSL_GUARDED_BY(mu_) = 0;              // in to_write_
+  bool handling_ ABSL_GUARDED_BY(mu_) = false;                      // request_ is carried out
+  std::deque<v1::InvalidateRequest> waiting_ ABSL_GUARDED_BY(mu_);  // to be carried out next
+  std::shared_ptr<GuestPages> pages_ ABSL_GUARDED_BY(mu_);          // who asked about guest memory
+  size_t answers_awaited_ ABSL_GUARDED_BY(mu_) = 0;                 // of the guest
+  bool opened_ ABSL_GUARDED_BY(mu_) = false;  // SessionOpened is written or queued
   // The guest sends on without waiting: its next request is read while one is carried out, and
   // answers go out together.
   bool pipelined_ ABSL_GUARDED_BY(mu_) = false;

@@ -88,6 +88,11 @@ void HypervisorOptions::AddTo(FlagSet& flags) {
                   "long walks that run at once; further ones take turns with them");
   flags.AddNumber("open_timeout_ms", &open_timeout_ms, 10, 3'600'000,
                   "how long a stream may take to open a session");
+  flags.AddNumber("remote_page_timeout_ms", &remote_page_timeout_ms, 10, 3'600'000,
+                  "how long a remote guest may take to answer for its memory before its stream "
+                  "ends");
+  flags.AddNumber("max_remote_pages_per_invalidation", &max_remote_pages_per_invalidation, 1,
+                  uint64_t{1} << 40, "pages copied from a remote guest for one request");
 }
 
 }  // namespace viommu

@@ -30,6 +30,9 @@ struct HypervisorOptions {
   uint32_t max_fault_watchers = 32;  // each holds a thread
   uint32_t concurrent_walks = DefaultConcurrentWalks();
   uint64_t open_timeout_ms = 10'000;
+  // Remote guest memory.
+  uint64_t remote_page_timeout_ms = 5'000;
+  uint64_t max_remote_pages_per_invalidation = uint64_t{1} << 18;
 
   void AddTo(FlagSet& flags);
 

@@ -29,6 +29,11 @@ void AddStats(const SessionStats& from, SessionStats& to) {
   to.dma_entries_max = std::max(to.dma_entries_max, from.dma_entries_max);
   to.iotlb_hits += from.iotlb_hits;
   to.iotlb_misses += from.iotlb_misses;
+  for (PullCounts SessionStats::*counts : {&SessionStats::pulled, &SessionStats::oracle_pulled}) {
+    (to.*counts).pages += (from.*counts).pages;
+    (to.*counts).bytes += (from.*counts).bytes;
+    (to.*counts).round_trips += (from.*counts).round_trips;
+  }
   to.stale_dma_hits += from.stale_dma_hits;
   for (size_t i = 0; i < std::size(to.faults); ++i) to.faults[i] += from.faults[i];
   to.faults_dropped += from.faults_dropped;
@@ -89,8 +94,47 @@ absl::StatusOr<std::shared_ptr<GuestSession>> SessionRegistry::Make(const v1::Op
   if (open.guest_ram_bytes() > options_.max_guest_ram_bytes) {
     return errors::LimitReached("--max_guest_ram_bytes", options_.max_guest_ram_bytes);
   }
+  std::shared_ptr<RemoteGuest> remote;
+  const absl::StatusOr<std::shared_ptr<PhysicalMemory>> memory =
+      open.memory_kind() == v1::GUEST_MEMORY_KIND_REMOTE ? Remote(open, config, remote)
+                                                         : Shared(open);
+  if (!memory.ok()) return memory.status();
+
+  {
+    absl::MutexLock lock(&mu_);
+    if (sessions_.size() + being_made_ >= options_.max_sessions) {
+      return errors::LimitReached("--max_sessions", options_.max_sessions);
+    }
+    ++being_made_;
+  }
+  absl::StatusOr<std::unique_ptr<HypervisorSession>> core = factory_(config, **memory);
+  if (!core.ok()) {
+    absl::MutexLock lock(&mu_);
+    --being_made_;
+    return core.status();
+  }
+  SessionInfo info;
+  info.id = RandomId();
+  info.guest_instance_id = open.guest_instance_id();
+  info.peer_identity = identity;
+  info.strategy = config.strategy;
+  info.guest_ram_bytes = open.guest_ram_bytes();
+  info.memory_kind = open.memory_kind();
+  info.max_outstanding_batches = options_.max_outstanding_batches;
+  info.max_batch_descriptors = options_.max_batch_descriptors;
+  info.max_faults_retained = options_.session.max_faults_retained;
+  auto session = std::make_shared<GuestSession>(std::move(info), *memory, std::move(remote),
+                                                *std::move(core), counters_);
+  absl::MutexLock lock(&mu_);
+  --being_made_;
+  sessions_.push_back(session);
+  return session;
+}
+
+absl::StatusOr<std::shared_ptr<PhysicalMemory>> SessionRegistry::Shared(
+    const v1::OpenSession& open) {
   if (open.memory_kind() != v1::GUEST_MEMORY_KIND_SHARED) {
-    return absl::UnimplementedError("this hypervisor serves shared guest memory only");
+    return absl::InvalidArgumentError("memory_kind is GUEST_MEMORY_KIND_SHARED or _REMOTE");
   }
   MemoryBroker* const broker = memory_.load();
   if (broker == nullptr) return absl::UnavailableError("the hypervisor is starting");
@@ -104,35 +148,28 @@ absl::StatusOr<std::shared_ptr<GuestSession>> SessionRegistry::Make(const v1::Op
     return absl::InvalidArgumentError(absl::StrCat("guest_ram_bytes is ", open.guest_ram_bytes(),
                                                    " but the region has ", memory->size_bytes()));
   }
+  return memory;
+}
 
-  {
-    absl::MutexLock lock(&mu_);
-    if (sessions_.size() + being_made_ >= options_.max_sessions) {
-      return errors::LimitReached("--max_sessions", options_.max_sessions);
-    }
-    ++being_made_;
+absl::StatusOr<std::shared_ptr<PhysicalMemory>> SessionRegistry::Remote(
+    const v1::OpenSession& open, const SessionConfig& config,
+    std::shared_ptr<RemoteGuest>& remote) {
+  if (config.strategy == Strategy::kDirtyLog) {
+    return WithReason(
+        absl::FailedPreconditionError(
+            "strategy dirty-log goes by a log in memory that guest and hypervisor share; use "
+            "snapshot for a guest with --memory=remote"),
+        "DIRTY_LOG_NOT_SHARED");
   }
-  absl::StatusOr<std::unique_ptr<HypervisorSession>> core = factory_(config, *memory);
-  if (!core.ok()) {
-    absl::MutexLock lock(&mu_);
-    --being_made_;
-    return core.status();
-  }
-  SessionInfo info;
-  info.id = RandomId();
-  info.guest_instance_id = open.guest_instance_id();
-  info.peer_identity = identity;
-  info.strategy = config.strategy;
-  info.guest_ram_bytes = open.guest_ram_bytes();
-  info.max_outstanding_batches = options_.max_outstanding_batches;
-  info.max_batch_descriptors = options_.max_batch_descriptors;
-  info.max_faults_retained = options_.session.max_faults_retained;
-  auto session = std::make_shared<GuestSession>(std::move(info), std::move(memory),
-                                                *std::move(core), counters_);
-  absl::MutexLock lock(&mu_);
-  --being_made_;
-  sessions_.push_back(session);
-  return session;
+  RemoteMemory::Limits limits;
+  limits.pages_per_refresh = options_.max_remote_pages_per_invalidation;
+  remote = std::make_shared<RemoteGuest>();
+  remote->pages = std::make_shared<GuestPages>(
+      std::chrono::milliseconds(options_.remote_page_timeout_ms), counters_);
+  auto memory = RemoteMemory::Create(open.guest_ram_bytes(), *remote->pages, limits);
+  if (!memory.ok()) return memory.status();
+  remote->memory = *std::move(memory);
+  return std::shared_ptr<PhysicalMemory>(remote, remote->memory.get());
 }
 
 absl::StatusOr<std::shared_ptr<GuestSession>> SessionRegistry::Open(

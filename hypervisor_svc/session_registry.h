@@ -67,6 +67,13 @@ class SessionRegistry {
   absl::StatusOr<std::shared_ptr<GuestSession>> Make(const v1::OpenSession& open,
                                                      const std::string& identity)
       ABSL_LOCKS_EXCLUDED(mu_);
+  // The region that the token names.
+  absl::StatusOr<std::shared_ptr<PhysicalMemory>> Shared(const v1::OpenSession& open);
+  // Memory pulled over the session's stream; keeps `remote` alive. FailedPrecondition with reason
+  // DIRTY_LOG_NOT_SHARED: a strategy that cannot go without shared memory.
+  absl::StatusOr<std::shared_ptr<PhysicalMemory>> Remote(const v1::OpenSession& open,
+                                                         const SessionConfig& config,
+                                                         std::shared_ptr<RemoteGuest>& remote);
   void ReapUntilStopped();
 
   const HypervisorOptions& options_;

@@ -273,17 +273,37 @@ std::vector<std::string> Answer(const Comparison& comparison) {
 }
 
 std::string ToTable(const Comparison& comparison) {
-  TextTable table({"strategy", "live pages", "vcpus", "policy", "unmaps", "exits", "psi", "dsi",
-                   "read/unmap", "changed/unmap", "model/unmap", "stale page s", "oldest",
-                   "stale hits", "mismatches"});
+  std::vector<std::string> columns = {"strategy",   "live pages",    "vcpus",       "policy",
+                                      "unmaps",     "exits",         "psi",         "dsi",
+                                      "read/unmap", "changed/unmap", "model/unmap", "stale page s",
+                                      "oldest",     "stale hits",    "mismatches"};
+  const bool remote =
+      std::any_of(comparison.rows.begin(), comparison.rows.end(),
+                  [](const CompareRow& row) { return row.result.sync().remote_pages() != 0; });
+  if (remote) columns.insert(columns.end(), {"remote pages", "round trips"});
+  TextTable table(columns);
   for (const CompareRow& row : comparison.rows) {
     const v1::WorkloadResult& r = row.result;
-    table.Add({row.strategy, Grouped(row.live_pages), absl::StrCat(row.vcpus), row.policy,
-               Grouped(r.unmaps()), Grouped(r.exits()), Grouped(r.descriptors_iotlb_page()),
-               Grouped(r.descriptors_iotlb_domain()), Short(row.entries_read_per_unmap()),
-               Short(row.entries_changed_per_unmap()), Duration(row.ns_per_unmap()),
-               Short(r.stale_page_seconds()), Duration(r.stale_age_max_seconds() * 1e9),
-               Grouped(r.stale_dma_hits()), Grouped(r.sync().shadow_mismatches())});
+    std::vector<std::string> cells = {row.strategy,
+                                      Grouped(row.live_pages),
+                                      absl::StrCat(row.vcpus),
+                                      row.policy,
+                                      Grouped(r.unmaps()),
+                                      Grouped(r.exits()),
+                                      Grouped(r.descriptors_iotlb_page()),
+                                      Grouped(r.descriptors_iotlb_domain()),
+                                      Short(row.entries_read_per_unmap()),
+                                      Short(row.entries_changed_per_unmap()),
+                                      Duration(row.ns_per_unmap()),
+                                      Short(r.stale_page_seconds()),
+                                      Duration(r.stale_age_max_seconds() * 1e9),
+                                      Grouped(r.stale_dma_hits()),
+                                      Grouped(r.sync().shadow_mismatches())};
+    if (remote) {
+      cells.push_back(Grouped(r.sync().remote_pages()));
+      cells.push_back(Grouped(r.sync().remote_round_trips()));
+    }
+    table.Add(std::move(cells));
   }
   return table.ToString();
 }

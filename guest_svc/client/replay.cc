@@ -194,6 +194,9 @@ Json ToJson(const Options& options, const Settings& settings, const LoadInput& i
   json["ptes_changed"] = r.sync().ptes_changed();
   json["shadow_mismatches"] = r.sync().shadow_mismatches();
   json["verified_pages"] = r.sync().verified_pages();
+  json["remote_pages"] = r.sync().remote_pages();
+  json["remote_bytes"] = r.sync().remote_bytes();
+  json["remote_round_trips"] = r.sync().remote_round_trips();
   json["stale_page_seconds"] = r.stale_page_seconds();
   json["stale_age_max_seconds"] = r.stale_age_max_seconds();
   json["stale_dma_hits"] = r.stale_dma_hits();

@@ -41,6 +41,9 @@ Json ToJson(const v1::ListSessionsResponse& list) {
                         {"dma_unmaps", s.cost().dma_unmaps()},
                         {"shadow_mismatches", s.cost().shadow_mismatches()},
                         {"stale_dma_hits", s.stale_dma_hits()},
+                        {"remote_pages", s.cost().remote_pages()},
+                        {"remote_bytes", s.cost().remote_bytes()},
+                        {"remote_round_trips", s.cost().remote_round_trips()},
                         {"work_slices", s.work_slice_count()},
                         {"turn_waits", s.turn_wait_count()},
                         {"work_wall_seconds", static_cast<double>(s.work_wall_ns()) / 1e9},
@@ -85,16 +88,18 @@ int RunStatus(const Args& args) {
   }
   TextTable table({"session", "strategy", "stream", "devices", "domains", "live pages",
                    "pinned MiB", "table pages", "refused", "descriptors", "entries read", "changed",
-                   "stale hits", "mismatches", "work ms", "slices", "turn waits"});
+                   "stale hits", "mismatches", "work ms", "slices", "turn waits", "remote pages"});
   for (const v1::Session& s : list.sessions()) {
-    table.Add({s.session_id().substr(0, 8), s.strategy(), s.connected() ? "up" : "down",
-               absl::StrCat(s.device_count()), absl::StrCat(s.domain_count()),
-               Grouped(s.live_page_count()), Grouped(s.pinned_bytes() >> 20),
-               Grouped(s.shadow_table_page_count()), Grouped(s.refused_page_count()),
-               Grouped(s.cost().descriptor_count()), Grouped(s.cost().ptes_read()),
-               Grouped(s.cost().ptes_changed()), Grouped(s.stale_dma_hits()),
-               Grouped(s.cost().shadow_mismatches()), Grouped(s.work_wall_ns() / 1'000'000),
-               Grouped(s.work_slice_count()), Grouped(s.turn_wait_count())});
+    table.Add(
+        {s.session_id().substr(0, 8), s.strategy(), s.connected() ? "up" : "down",
+         absl::StrCat(s.device_count()), absl::StrCat(s.domain_count()),
+         Grouped(s.live_page_count()), Grouped(s.pinned_bytes() >> 20),
+         Grouped(s.shadow_table_page_count()), Grouped(s.refused_page_count()),
+         Grouped(s.cost().descriptor_count()), Grouped(s.cost().ptes_read()),
+         Grouped(s.cost().ptes_changed()), Grouped(s.stale_dma_hits()),
+         Grouped(s.cost().shadow_mismatches()), Grouped(s.work_wall_ns() / 1'000'000),
+         Grouped(s.work_slice_count()), Grouped(s.turn_wait_count()),
+         s.memory_kind() == v1::GUEST_MEMORY_KIND_REMOTE ? Grouped(s.cost().remote_pages()) : "-"});
   }
   std::fputs(table.ToString().c_str(), stdout);
   return kExitOk;

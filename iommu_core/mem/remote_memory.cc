@@ -26,9 +26,17 @@ absl::StatusOr<std::unique_ptr<RemoteMemory>> RemoteMemory::Create(uint64_t size
 }
 
 void RemoteMemory::DropAll() const {
+  std::vector<PhysAddr> tables;
+  const size_t first_slots = std::min(next_slot_, 4 * kMaxAlongPages);  // in order of their pulls
+  for (size_t i = 0; i < first_slots && tables.size() < kMaxAlongPages; ++i) {
+    if (slots_[i].page == kNoPage || !slots_[i].table) continue;
+    tables.push_back(PhysAddr(slots_[i].page << kPageShift));
+  }
+  if (!tables.empty()) along_ = std::move(tables);
   for (const auto& [page, slot] : slot_of_page_) slots_[slot].page = kNoPage;
   slot_of_page_.clear();
   last_page_ = kNoPage;
+  next_slot_ = 0;
 }
 
 void RemoteMemory::Refresh() const {
@@ -49,8 +57,18 @@ void RemoteMemory::Drop(PhysAddr page) const {
   last_page_ = kNoPage;
 }
 
-void RemoteMemory::Pull(std::span<const PhysAddr> pages) const {
-  if (pages.empty() || failed()) return;
+void RemoteMemory::Pull(std::span<const PhysAddr> asked) const {
+  if (asked.empty() || failed()) return;
+  std::array<PhysAddr, kMaxFetchPages> with_along;
+  std::span<const PhysAddr> pages = asked;
+  if (slot_of_page_.empty() && asked.size() + along_.size() <= kMaxFetchPages &&
+      asked.size() + along_.size() <= limits_.pages_per_refresh - pulled_since_refresh_) {
+    auto end = std::copy(asked.begin(), asked.end(), with_along.begin());
+    end = std::copy_if(along_.begin(), along_.end(), end, [&](PhysAddr page) {
+      return std::find(asked.begin(), asked.end(), page) == asked.end();
+    });
+    pages = std::span(with_along.data(), static_cast<size_t>(end - with_along.begin()));
+  }
   if (pages.size() > limits_.pages_per_refresh - pulled_since_refresh_) {
     status_ =
         errors::LimitReached("--max_remote_pages_per_invalidation", limits_.pages_per_refresh);
@@ -66,6 +84,7 @@ void RemoteMemory::Pull(std::span<const PhysAddr> pages) const {
     next_slot_ = (next_slot_ + 1) % limits_.cached_pages;
     if (slot.page != kNoPage) slot_of_page_.erase(slot.page);
     slot.page = kNoPage;
+    slot.table = false;
     if (slot.copy == nullptr) slot.copy = std::make_unique<RemotePage>();
     out[i] = slot.copy.get();
   }
@@ -96,7 +115,7 @@ void RemoteMemory::Prefetch(std::span<const PhysAddr> pages) const {
   Pull(std::span(missing.data(), count));
 }
 
-const RemotePage* RemoteMemory::Find(PhysAddr address) const {
+const RemotePage* RemoteMemory::Find(PhysAddr address, bool table) const {
   const uint64_t page = address.value() >> kPageShift;
   if (page == last_page_) return last_copy_;
   auto found = slot_of_page_.find(page);
@@ -107,6 +126,7 @@ const RemotePage* RemoteMemory::Find(PhysAddr address) const {
     if (found == slot_of_page_.end()) return nullptr;
   }
   last_page_ = page;
+  slots_[found->second].table |= table;
   last_copy_ = slots_[found->second].copy.get();
   return last_copy_;
 }
@@ -129,7 +149,7 @@ bool RemoteMemory::ReadBytes(PhysAddr address, std::span<std::byte> out) const {
   while (!out.empty()) {
     const uint64_t offset = address.value() & kPageMask;
     const size_t chunk = std::min<size_t>(out.size(), kPageSize - offset);
-    const RemotePage* copy = Find(address);
+    const RemotePage* copy = Find(address, /*table=*/false);
     if (copy == nullptr) return false;
     std::memcpy(out.data(), reinterpret_cast<const std::byte*>(copy->entries.data()) + offset,
                 chunk);

@@ -35,10 +35,13 @@ class PageSource {
 // under its reader; only a later copy may differ. Copies are kept from one Refresh to the next, the
 // oldest dropped when there is no room. Once a pull failed, of either view, none is tried until the
 // memory is refreshed; the oracle's view alone can be refreshed too, which only drops its copies.
+// The first pull after Refresh brings along the tables that were read first before it: an unmap
+// goes down much the same tables as the one before, so its walk waits once and not once a level.
 // Not thread-safe.
 class RemoteMemory final : public PhysicalMemory, public PulledMemory {
  public:
   static constexpr size_t kMaxFetchPages = 512;  // of one wait: all tables below one
+  static constexpr size_t kMaxAlongPages = 16;   // root, context, two walks of four levels, some
 
   struct Limits {
     size_t cached_pages = 2048;                      // at least 2 * kMaxFetchPages
@@ -77,6 +80,7 @@ class RemoteMemory final : public PhysicalMemory, public PulledMemory {
   struct Slot {
     uint64_t page = kNoPage;
     std::unique_ptr<RemotePage> copy;
+    bool table = false;  // entries of it were read; it was not only brought along, and is no data
   };
 
   RemoteMemory(uint64_t size_bytes, PageSource& source, Limits limits)
@@ -85,9 +89,10 @@ class RemoteMemory final : public PhysicalMemory, public PulledMemory {
     return address.value() < size_bytes_ && size_bytes <= size_bytes_ - address.value();
   }
   // The copy of the page that holds `address`; null: not memory, or a pull failed.
-  const RemotePage* Find(PhysAddr address) const;
-  // Copies `pages` with one wait. They are inside, missing, different, and at most kMaxFetchPages.
-  void Pull(std::span<const PhysAddr> pages) const;
+  const RemotePage* Find(PhysAddr address, bool table = true) const;
+  // Copies `asked`, and what comes along, with one wait. They are inside, missing, different, and
+  // at most kMaxFetchPages.
+  void Pull(std::span<const PhysAddr> asked) const;
   void DropAll() const;
   void Drop(PhysAddr page) const;
 
@@ -100,6 +105,7 @@ class RemoteMemory final : public PhysicalMemory, public PulledMemory {
   mutable absl::flat_hash_map<uint64_t, size_t> slot_of_page_;  // by page number
   mutable std::vector<Slot> slots_;  // a ring: the next one to be taken holds the oldest copy
   mutable size_t next_slot_ = 0;
+  mutable std::vector<PhysAddr> along_;   // read first before the last DropAll
   mutable uint64_t last_page_ = kNoPage;  // read last, found without a look-up
   mutable const RemotePage* last_copy_ = nullptr;
   mutable uint64_t pulled_since_refresh_ = 0;

@@ -27,6 +27,7 @@ viommu_sync_ptes_changed_total viommu_dma_maps_total viommu_dma_unmaps_total vio
 viommu_shadow_table_pages viommu_shadow_mismatches_total viommu_iotlb_lookups_total
 viommu_iotlb_invalidations_total viommu_dma_faults_total viommu_stale_dma_hits_total viommu_sessions
 viommu_session_resyncs_total viommu_modelled_seconds_total viommu_build_info
+viommu_remote_pages_total viommu_remote_wait_wall_seconds_count viommu_remote_failures_total
 """.split()
 GUEST_METRICS = """
 viommu_dma_ops_total viommu_iova_allocated_bytes viommu_flush_queue_entries
@@ -62,10 +63,11 @@ class Dashboards(unittest.TestCase):
             "hypervisor", "--strategy=walk-shared", "--verify=full")
         _, strict, strict_metrics = cls.lab.guest("strict", hypervisor, "--policy=strict")
         _, lazy, lazy_metrics = cls.lab.guest("lazy", hypervisor, "--policy=lazy", "--force_lazy")
-        cls.guest_metrics = [strict_metrics, lazy_metrics]
+        _, remote, remote_metrics = cls.lab.guest("remote", hypervisor, "--memory=remote")
+        cls.guest_metrics = [strict_metrics, lazy_metrics, remote_metrics]
         cls.url = cls.lab.prometheus(RULES, {"viommu_hypervisor": [cls.hypervisor_metrics],
                                              "viommu_guest": cls.guest_metrics})
-        for name, address in (("strict", strict), ("lazy", lazy)):
+        for name, address in (("strict", strict), ("lazy", lazy), ("remote", remote)):
             cls.lab.spawn(f"load-{name}", [os.path.join(BINARIES, "viommu"), "load",
                                            f"--guest={address}", "--rate=400", "--duration=10m"],
                           stdout=subprocess.DEVNULL)

@@ -10,6 +10,7 @@
 #include "svc_common/service_host.h"
 #include "tests/fakes/service_process.h"
 #include "tests/fakes/temp_folder.h"
+#include "tests/integration/service_pair.h"
 #include "viommu/v1/guest_service.grpc.pb.h"
 #include "viommu/v1/hypervisor_service.grpc.pb.h"
 
@@ -107,6 +108,40 @@ TEST_F(MutualTlsTest, OnlyTheRightCertificateServesAndSeesItsSession) {
   EXPECT_TRUE(absl::IsUnavailable(
       List(address, *MakeChannelCredentials(target, Tls("guest", "stranger"))).status()));
   EXPECT_TRUE(List(address, *MakeChannelCredentials(target, Tls("guest"))).ok());
+}
+
+TEST_F(MutualTlsTest, ARemoteGuestsMemoryGoesOverItsOneConnection) {
+  const std::string bin = VIOMMU_BIN;
+  ServiceProcess hypervisor(bin + "/hypervisor_svc",
+                            Args({"--listen=127.0.0.1:0", "--verify=full"}, Tls("hypervisor")),
+                            folder_.File("hv.log"));
+  const std::string address = ReadyField(hypervisor.Ready(), "grpc");
+  ASSERT_NE(address, "") << hypervisor.Log();
+  std::vector<std::string> args = Args(
+      {"--listen=unix:" + folder_.File("g.sock"), "--hypervisor=" + address, "--memory=remote"},
+      Tls("guest"));
+  args.push_back("--memory_socket=" + folder_.File("nowhere"));
+  ServiceProcess guest(bin + "/guest_svc", args, folder_.File("guest.log"));
+  ASSERT_NE(guest.Ready(), "") << guest.Log();
+  constexpr uint32_t kDevice = 0x18;
+  GuestCalls calls("unix:" + folder_.File("g.sock"));
+  const auto domain = calls.CreateDomain();
+  ASSERT_TRUE(domain.ok()) << domain.status() << guest.Log();
+  ASSERT_TRUE(calls.Attach(*domain, kDevice).ok());
+  const auto mapped = calls.Map(*domain, 8192);
+  ASSERT_TRUE(mapped.ok()) << mapped.status();
+  ASSERT_TRUE(calls.Write(kDevice, mapped->iova(), "over TLS").ok());
+  const auto read = calls.Read(kDevice, mapped->iova(), 8);
+  ASSERT_TRUE(read.ok()) << read.status();
+  EXPECT_EQ(read->read_data(), "over TLS");
+  ASSERT_TRUE(calls.Unmap(*domain, mapped->iova(), mapped->size_bytes()).ok());
+  EXPECT_NE(calls.Read(kDevice, mapped->iova(), 8)->fault_reason(), 0u);
+  const Address target = *ParseAddress(address);
+  EXPECT_EQ(List(address, *MakeChannelCredentials(target, Tls("other")))->sessions_size(), 0);
+  const auto own = List(address, *MakeChannelCredentials(target, Tls("guest")));
+  ASSERT_EQ(own->sessions_size(), 1);
+  EXPECT_EQ(own->sessions(0).memory_kind(), v1::GUEST_MEMORY_KIND_REMOTE);
+  EXPECT_EQ(own->sessions(0).cost().shadow_mismatches(), 0u);
 }
 
 }  // namespace

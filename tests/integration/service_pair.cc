@@ -127,9 +127,10 @@ absl::StatusOr<v1::TranslateResponse> HypervisorCalls::Translate(const std::stri
   return Call(*stub_, &v1::HypervisorService::Stub::Translate, request);
 }
 
-ServicePair::ServicePair()
-    : hypervisor_address("unix:" + folder_.File("hv.sock")),
-      guest_address("unix:" + folder_.File("guest.sock")) {}
+ServicePair::ServicePair() {
+  hypervisor_address = "unix:" + folder_.File("hv.sock");
+  guest_address = "unix:" + folder_.File("guest.sock");
+}
 
 std::unique_ptr<ServiceProcess> ServicePair::Run(const std::string& name,
                                                  const std::vector<std::string>& args,

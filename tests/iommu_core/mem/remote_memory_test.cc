@@ -28,12 +28,14 @@ class FakeSource final : public PageSource {
     EXPECT_GE(pages.size(), 1u);
     EXPECT_LE(pages.size(), RemoteMemory::kMaxFetchPages);
     std::set<uint64_t> seen;
+    last_fetch.clear();
     std::set<RemotePage*> targets;
     for (size_t i = 0; i < pages.size(); ++i) {
       EXPECT_TRUE(IsAligned(pages[i].value(), kPageSize));
       EXPECT_LT(pages[i].value(), kPages * kPageSize);
       EXPECT_TRUE(seen.insert(pages[i].value()).second);
       EXPECT_TRUE(targets.insert(out[i]).second);
+      last_fetch.push_back(pages[i].value() >> kPageShift);
       // A source that fails halfway has written some of it.
       if (fail_after_pages-- == 0) return absl::DeadlineExceededError("no answer");
       std::memcpy(out[i], memory_->PageInPlace(pages[i]), kPageSize);
@@ -50,7 +52,8 @@ class FakeSource final : public PageSource {
 
   int fetches = 0;
   uint64_t fetched = 0;
-  int64_t fail_after_pages = -1;  // -1: never
+  std::vector<uint64_t> last_fetch;  // page numbers, in order
+  int64_t fail_after_pages = -1;     // -1: never
 
  private:
   std::unique_ptr<SharedMemory> memory_;
@@ -92,6 +95,36 @@ TEST_F(RemoteMemoryTest, APrefetchTakesOneWaitAndOnlyWhatIsMissing) {
   memory_->Read64(PhysAddr(0x7ff8));
   memory_->Prefetch({});
   EXPECT_EQ(source_.fetches, 2);
+}
+
+TEST_F(RemoteMemoryTest, TheFirstWaitBringsTheTablesOfTheLastTime) {
+  const auto walk = [&](uint64_t last) {
+    memory_->Refresh();
+    for (const uint64_t page : {uint64_t{1}, uint64_t{2}, uint64_t{3}, last}) {
+      memory_->Read64(PhysAddr(page << kPageShift));
+    }
+  };
+  walk(4);
+  EXPECT_EQ(memory_->counts(), (PullCounts{4, 4 * kPageSize, 4}));
+  walk(4);
+  EXPECT_EQ(memory_->counts(), (PullCounts{8, 8 * kPageSize, 5}));
+  walk(5);  // 4 came along for nothing
+  EXPECT_EQ(memory_->counts(), (PullCounts{13, 13 * kPageSize, 7}));
+  walk(5);  // and does not come again
+  EXPECT_EQ(memory_->counts(), (PullCounts{17, 17 * kPageSize, 8}));
+  // A device's data are no tables: the walk after it finds its own.
+  memory_->Refresh();
+  std::array<std::byte, 16> bytes;
+  EXPECT_TRUE(memory_->ReadBytes(PhysAddr(0x9000), bytes));
+  EXPECT_EQ(memory_->counts().round_trips, 9u);
+  walk(5);
+  EXPECT_EQ(memory_->counts().round_trips, 10u);
+  // Of many tables only the first come along.
+  memory_->Refresh();
+  for (uint64_t page = 100; page < 140; ++page) memory_->Read64(PhysAddr(page << kPageShift));
+  memory_->Refresh();
+  memory_->Read64(PhysAddr(100 << kPageShift));
+  EXPECT_EQ(source_.last_fetch.size(), RemoteMemory::kMaxAlongPages);
 }
 
 TEST_F(RemoteMemoryTest, NothingBeyondTheEndIsAskedFor) {
@@ -157,7 +190,7 @@ TEST_F(RemoteMemoryTest, AfterAFailedPullNothingIsPulledUntilRefresh) {
   memory_->Refresh();
   EXPECT_FALSE(memory_->failed());
   EXPECT_EQ(memory_->Read64(PhysAddr(0x2000)), 0u);
-  EXPECT_EQ(memory_->counts().pages, 2u);
+  EXPECT_EQ(memory_->counts().pages, 3u);  // the one read before it came along
 
   source_.fail_after_pages = 0;
   EXPECT_EQ(memory_->oracle_view().Read64(PhysAddr(0x5000)), std::nullopt);
@@ -195,7 +228,18 @@ TEST_F(RemoteMemoryTest, AgreesWithAModelUnderEviction) {
   std::map<uint64_t, std::pair<uint64_t, uint64_t>> value;  // page -> at refresh, now
   std::vector<uint64_t> order;  // pages that the model holds, oldest first
   uint64_t pulled = 0;
-  const auto touch = [&](uint64_t page) {
+  std::set<uint64_t> read;  // since refresh
+  std::set<uint64_t> read_before;
+  const auto touch = [&](uint64_t page, const std::set<uint64_t>& asked) {
+    if (order.empty()) {  // the tables of the last time came along, no others
+      order = source_.last_fetch;
+      pulled += order.size();
+      EXPECT_EQ(std::count(order.begin(), order.end(), page), 1);
+      size_t along = 0;
+      for (const uint64_t p : order) along += asked.contains(p) ? 0 : 1;
+      EXPECT_LE(along, RemoteMemory::kMaxAlongPages);
+      for (const uint64_t p : order) EXPECT_TRUE(asked.contains(p) || read_before.contains(p));
+    }
     if (std::find(order.begin(), order.end(), page) != order.end()) return;
     order.push_back(page);
     if (order.size() > kRoom) order.erase(order.begin());
@@ -218,21 +262,23 @@ TEST_F(RemoteMemoryTest, AgreesWithAModelUnderEviction) {
           missing.insert(i);
         }
         memory_->Prefetch(pages);
-        for (const uint64_t p : missing) touch(p);
+        for (const uint64_t p : missing) touch(p, missing);
         break;
       }
       case 2:
         if (step % 50 != 0) break;
         memory_->Refresh();
         order.clear();
+        if (!read.empty()) read_before = std::exchange(read, {});
         for (auto& [p, v] : value) v.first = v.second;
         break;
       default: {
-        const auto read = memory_->Read64(at);
-        touch(page);
-        ASSERT_TRUE(read.has_value());
-        EXPECT_GE(*read, value[page].first);
-        EXPECT_LE(*read, value[page].second);
+        const auto got = memory_->Read64(at);
+        touch(page, {page});
+        read.insert(page);
+        ASSERT_TRUE(got.has_value());
+        EXPECT_GE(*got, value[page].first);
+        EXPECT_LE(*got, value[page].second);
       }
     }
     ASSERT_EQ(memory_->counts().pages, pulled) << "step " << step;
