@@ -7,14 +7,22 @@
 #include <iterator>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "svc_common/conversions.h"
 
 namespace viommu {
+namespace {
+
+bool IsPath(const std::string& name) {
+  return name.find('/') != std::string::npos || absl::EndsWith(name, ".textproto");
+}
+
+}  // namespace
 
 absl::StatusOr<v1::CostPreset> LoadCostPreset(const std::string& name) {
   std::vector<std::string> files;
-  if (name.find('/') != std::string::npos) {
+  if (IsPath(name)) {
     files.push_back(name);
   } else {
     const char* folder = std::getenv("VIOMMU_PRESETS");

@@ -11,7 +11,8 @@
 namespace viommu {
 
 // `name` is a preset's name (looked up as NAME.textproto in $VIOMMU_PRESETS, else in the source
-// tree's deploy/presets, else in /usr/share/viommu/presets) or, with a '/', a file.
+// tree's deploy/presets, else in /usr/share/viommu/presets) or, with a '/' or ending in
+// .textproto, a file.
 // InvalidArgument: no such preset, or not a valid one.
 absl::StatusOr<v1::CostPreset> LoadCostPreset(const std::string& name);
 // The same as the core reads it; "qemu-trap" is also CostModel's own default and needs no file.

@@ -40,6 +40,7 @@ int RunStatus(const Args& args);
 int RunHealth(const Args& args);
 int RunConformance(const Args& args);
 int RunAnchors(const Args& args);
+int RunCalibrate(const Args& args);
 
 }  // namespace viommu::client
 

@@ -26,6 +26,7 @@ constexpr char kExamples[] =
     "  viommu compare --trace=tests/data/linux/6.1_cmon_strict1_r4k/trace.txt.gz\n"
     "  viommu compare --workload=mixed --policies=strict,lazy --live_pages=1024,65536 --json=-\n"
     "  viommu compare --trace=t.gz --report=viommu-report.html --cost_preset=in-kernel-trap\n"
+    "  viommu compare --workload=nvme-4k-rr --live_pages=4096,65536 --sensitivity\n"
     "  viommu compare --workload=rr --vcpus=1,2,4 --guest=127.0.0.1:7001 "
     "--hypervisor=127.0.0.1:7002\n";
 // Entries of the private pair's DMA container. VFIO's own limit (65,535) is below 131,072 live 4K
@@ -53,6 +54,7 @@ struct Options {
   std::string guest;
   std::string hypervisor;
   bool allow_lost_events = false;
+  bool sensitivity = false;
   TlsFlags tls;
 
   void AddTo(FlagSet& flags) {
@@ -74,6 +76,8 @@ struct Options {
                     "oracle: off, sampled or full; empty: the hypervisor's setting");
     flags.AddString("report", &report, "write a self-contained HTML report here");
     flags.AddString("json", &json, "write viommu.compare.v1 here; - for standard output");
+    flags.AddBool("sensitivity", &sensitivity,
+                  "how far each constant of the preset can move the answer, low to high end");
     flags.AddString("shard", &shard,
                     "I/N: run every N-th row only, from the I-th (0 is the first); `viommu merge` "
                     "joins the parts' JSON");
@@ -298,7 +302,7 @@ int RunCompare(const Args& args) {
   comparison.command = QuoteCommand(kProgram, args);
   if (absl::Status status = Run(options, comparison); !status.ok()) return Fail(kProgram, status);
 
-  return Publish(kProgram, comparison, {options.json, options.report});
+  return Publish(kProgram, comparison, {options.json, options.report, options.sensitivity});
 }
 
 }  // namespace viommu::client

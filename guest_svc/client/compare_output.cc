@@ -7,6 +7,7 @@
 #include "guest_svc/client/compare_document.h"
 #include "guest_svc/client/output.h"
 #include "guest_svc/client/report.h"
+#include "guest_svc/client/sensitivity.h"
 
 namespace viommu::client {
 
@@ -21,11 +22,14 @@ int Publish(const std::string& program, const Comparison& comparison, const Outp
     std::fprintf(out, "%s\n", sentence.c_str());
   }
   std::fprintf(out, "\n");
+  const auto sensitivity =
+      files.sensitivity ? ComputeSensitivity(comparison) : std::vector<PairSensitivity>();
+  if (files.sensitivity) std::fputs(ToText(sensitivity).c_str(), out);
   for (const std::string& note : comparison.notes) std::fprintf(out, "Note: %s\n", note.c_str());
   if (!files.json.empty()) {
-    if (absl::Status s = WriteJson(files.json, ToJson(comparison)); !s.ok()) {
-      return Fail(program, s);
-    }
+    Json json = ToJson(comparison);
+    if (files.sensitivity) json["sensitivity"] = ToJson(sensitivity);
+    if (absl::Status s = WriteJson(files.json, json); !s.ok()) return Fail(program, s);
   }
   if (!files.report.empty()) {
     if (absl::Status s = WriteFile(files.report, ToHtml(comparison)); !s.ok()) {

@@ -9,8 +9,9 @@
 namespace viommu::client {
 
 struct OutputFiles {
-  std::string json;    // viommu.compare.v1; "-": standard output; empty: none
-  std::string report;  // HTML; empty: none
+  std::string json;          // viommu.compare.v1; "-": standard output; empty: none
+  std::string report;        // HTML; empty: none
+  bool sensitivity = false;  // also how far each constant moves the answer
 };
 
 // Prints the table, the answer and the notes (on standard error where standard output is the

@@ -27,6 +27,7 @@ constexpr Command kCommands[] = {
     {"health", "is a service up and taking calls? for health checks of containers", RunHealth},
     {"conformance", "replay recorded VT-d cases against our unit", RunConformance},
     {"anchors", "published figures beside what the model predicts", RunAnchors},
+    {"calibrate", "a cost preset from your own measurements", RunCalibrate},
 };
 
 void PrintUsage(std::FILE* out) {

@@ -24,6 +24,8 @@ int RunMerge(const Args& args) {
   FlagSet flags(kProgram, "joins the JSON files of a sharded `viommu compare` into one comparison");
   flags.AddString("report", &out.report, "write a self-contained HTML report here");
   flags.AddString("json", &out.json, "write viommu.compare.v1 here; - for standard output");
+  flags.AddBool("sensitivity", &out.sensitivity,
+                "how far each constant of the preset can move the answer");
   std::vector<std::string> files;
   if (const auto exit_code = ParseArgs(flags, kExamples, args, &files)) return *exit_code;
   if (files.empty()) {

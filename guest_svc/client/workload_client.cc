@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "guest_svc/client/embedded_presets.h"
 #include "svc_common/address.h"
@@ -147,7 +148,9 @@ absl::StatusOr<v1::CostPreset> FindCostPreset(const std::string& name) {
     absl::StrAppend(&names, names.empty() ? "" : ", ", embedded.name);
   }
   // A path's error says which file is wrong; a name's lists the names.
-  if (name.find('/') != std::string::npos) return preset.status();
+  if (name.find('/') != std::string::npos || absl::EndsWith(name, ".textproto")) {
+    return preset.status();
+  }
   return absl::InvalidArgumentError(
       absl::StrCat("no cost preset \"", name, "\"; there are ", names, ", or a path"));
 }

@@ -13,7 +13,7 @@
   const prices = Object.fromEntries(constants.map((c) => [c.name, c.value_ns]));
   const state = {
     strategy: strategies[0], vcpus: vcpus[0], live: Math.max(...rows.map((r) => r.live_pages)),
-    share: false, policy: policies[0],
+    share: false, policy: policies[0], answer: "time",
   };
 
   // ---- numbers for people -------------------------------------------------------------------
@@ -55,12 +55,14 @@
     return x + (y - x) * (live - a.live_pages) / (b.live_pages - a.live_pages);
   }
   // Live sets at which two policies cost the same.
-  function crossings(first, second) {
+  function crossings(first, second, changed = {}) {
     const found = [];
     const points = [];
     for (const a of first) {
       const b = second.find((r) => r.live_pages === a.live_pages);
-      if (b && cost(a) !== cost(b)) points.push({live: a.live_pages, d: cost(a) - cost(b), y: cost(a)});
+      if (!b) continue;
+      const [x, y] = [cost(a, changed), cost(b, changed)];
+      if (x !== y) points.push({live: a.live_pages, d: x - y, y: x});
     }
     for (let i = 1; i < points.length; ++i) {
       const [p, q] = [points[i - 1], points[i]];
@@ -380,33 +382,55 @@
     })];
   }
 
+  // What the tornado moves, as a function of changed constants; text: how people read it. A pair that
+  // never swaps places has no flip: NaN.
+  function tornadoAnswer(row) {
+    const other = chosen().find((r) => r.policy === "strict" && r.live_pages === state.live);
+    if (state.answer === "ratio" && other) {
+      return {of: (c) => cost(row, c) / cost(other, c), text: (v) => `${trim(digits(v))}×`, label: "cost per unmap over strict's →"};
+    }
+    if (state.answer === "flip") {
+      const [first, second] = [byLive(chosen(), row.policy), byLive(chosen(), "strict")];
+      return {of: (c) => crossings(first, second, c)[0]?.live ?? NaN, text: count, label: "live pages at which it and strict swap places →"};
+    }
+    return {of: (c) => cost(row, c), text: duration, label: "modelled time per unmap →"};
+  }
+
   function drawTornado(width) {
+    const say = (text) => [element("p", {class: "muted"}, text)];
     const row = chosen().find((r) => r.policy === state.policy && r.live_pages === state.live);
-    if (!row) return [element("p", {class: "muted"}, "This combination was not run.")];
-    const base = cost(row);
-    const bars = constants.filter((c) => c.high_ns > c.low_ns).map((c) => ({name: c.name.replace(/_ns/, "").replaceAll("_", " "),
-      low: cost(row, {[c.name]: c.low_ns}), high: cost(row, {[c.name]: c.high_ns}), c}))
-      .map((b) => ({...b, swing: b.high - b.low})).filter((b) => b.swing > 0.001 * base)
-      .sort((a, b) => b.swing - a.swing).slice(0, 10);
-    if (!bars.length) return [element("p", {class: "muted"}, "No constant of this preset has a range that matters here.")];
-    const [lowest, highest] = [Math.min(...bars.map((b) => b.low)), Math.max(...bars.map((b) => b.high))];
+    if (!row) return say("This combination was not run.");
+    const answer = tornadoAnswer(row);
+    const base = answer.of({});
+    if (!Number.isFinite(base)) return say("These two do not swap places between the measured live sets.");
+    const all = constants.filter((c) => c.high_ns > c.low_ns).map((c) => ({name: c.name.replace(/_ns/, "").replaceAll("_", " "),
+      low: answer.of({[c.name]: c.low_ns}), high: answer.of({[c.name]: c.high_ns}), c}));
+    const lost = all.filter((b) => Number.isNaN(b.low + b.high)).map((b) => b.name);
+    const bars = all.filter((b) => Math.abs(b.high - b.low) > 0.001 * base)
+      .sort((a, b) => Math.abs(b.high - b.low) - Math.abs(a.high - a.low)).slice(0, 10);
+    if (!bars.length) return say("No constant of this preset has a range that matters here.");
+    const values = bars.flatMap((b) => [b.low, b.high, base]);
+    const [lowest, highest] = [Math.min(...values), Math.max(...values)];
     const ticks = steps(lowest, highest, width < NARROW ? 2 : 5);
-    const sides = bars.flatMap((b) => [{...b, from: Math.min(b.low, base), to: base, side: "low"}, {...b, from: base, to: Math.max(b.high, base), side: "high"}]);
+    const sides = bars.flatMap((b) => [{...b, from: b.low, to: base, side: "low"}, {...b, from: base, to: b.high, side: "high"}]);
     const ends = bars.map((b) => ({...b, text: `${duration(b.c.low_ns)} – ${duration(b.c.high_ns)}`}));
-    return [Plot.plot({
+    const note = lost.length ? say(`With ${lost.join(", ")} at an end of its range they do not swap places between the measured live sets.`) : [];
+    const plot = Plot.plot({
       width, height: 66 + 30 * bars.length, marginLeft: width < NARROW ? 124 : 150, marginRight: width < NARROW ? 24 : 130, marginTop: 22, marginBottom: 46,
-      x: {domain: [lowest, highest], label: "modelled time per unmap →", ticks, tickFormat: duration},
+      x: {domain: [lowest, highest], label: answer.label, ticks, tickFormat: answer.text},
       y: {domain: bars.map((b) => b.name), label: null}, color: {domain: ["low", "high"], range: ["var(--part-container)", "var(--part-exit)"]},
       marks: [
         Plot.gridX({stroke: "var(--grid)", strokeOpacity: 1, ticks}),
         Plot.barX(sides, {y: "name", x1: "from", x2: "to", fill: "side", insetTop: 4, insetBottom: 4,
           tip: tip({constant: (b) => b.c.name, range: (b) => `${duration(b.c.low_ns)} – ${duration(b.c.high_ns)}`,
-            "per unmap": (b) => `${duration(b.low)} – ${duration(b.high)}`, certainty: (b) => b.c.certainty})}),
+            answer: (b) => `${answer.text(b.low)} – ${answer.text(b.high)}`, certainty: (b) => b.c.certainty})}),
         Plot.ruleX([base], {stroke: "var(--fg)"}),
-        Plot.text([base], {x: (d) => d, frameAnchor: "top", dy: -12, text: (d) => duration(d), fontWeight: 600}),
+        Plot.text([base], {x: (d) => d, frameAnchor: "top", dy: -12, text: answer.text, fontWeight: 600}),
         ...(width < NARROW ? [] : [Plot.text(ends, {y: "name", frameAnchor: "right", textAnchor: "start", dx: 10, text: "text", fill: "var(--muted)"})]),
       ],
-    }), key([["constant at its low end", "var(--part-container)"], ["at its high end", "var(--part-exit)"]])];
+    });
+    plot.dataset.base = base;
+    return [plot, key([["constant at its low end", "var(--part-container)"], ["at its high end", "var(--part-exit)"]]), ...note];
   }
 
   // ---- the page -----------------------------------------------------------------------------
@@ -419,8 +443,9 @@
     {id: "entries", draw: drawEntries, title: "Work and wasted work", text: "Guest table entries the hypervisor reads per unmap, and shadow entries that change."},
     {id: "parts", draw: drawParts, title: "Where the time goes", text: "Modelled time per unmap by part.",
       tools: () => [liveChoice("parts-live"), choice("share", "show", [false, true], (v) => v ? "share" : "time", () => state.share, (v) => { state.share = v; })]},
-    {id: "tornado", draw: drawTornado, title: "How sure is this?", text: "The modelled time when one constant at a time takes the ends of its cited range.",
-      tools: () => [choice("tornado-policy", "policy", policies, (p) => p, () => state.policy, (v) => { state.policy = v; }), liveChoice("tornado-live")]},
+    {id: "tornado", draw: drawTornado, title: "How sure is this?", text: "The answer when one constant at a time takes the ends of its cited range.",
+      tools: () => [...(policies.includes("strict") ? [choice("tornado-answer", "answer", ["time", "ratio", "flip"],
+        (v) => ({time: "time", ratio: "× strict", flip: "flip with strict"})[v], () => state.answer, (v) => { state.answer = v; })] : []), choice("tornado-policy", "policy", policies, (p) => p, () => state.policy, (v) => { state.policy = v; }), liveChoice("tornado-live")]},
     ...(strategies.length > 1 ? [{id: "strategies", draw: drawStrategies, title: "What the hypervisor's strategy does",
       text: "The same loads under every strategy of this run.", tools: () => [liveChoice("strategies-live")]}] : []),
     {id: "latency", draw: drawLatency, title: "Wall time of this run",

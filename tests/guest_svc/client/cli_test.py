@@ -243,6 +243,32 @@ class Anchors(unittest.TestCase):
         self.assertTrue(all(a["known_miss"] for a in anchors if not a["in_band"]))
 
 
+class Calibrate(unittest.TestCase):
+    def test_a_preset_that_the_other_commands_take(self):
+        with tempfile.TemporaryDirectory() as folder:
+            benchmark = pathlib.Path(folder) / "strict.txt"
+            benchmark.write_text(
+                "dma mapping benchmark: threads:1 seconds:20 node:-1 dir:BIDIRECTIONAL granule: 1\n"
+                "average map latency(us):310.0 standard deviation:4.0\n"
+                "average unmap latency(us):270.0 standard deviation:3.0\n")
+            result = viommu("calibrate", f"--strict={benchmark}",
+                            f"--qemu_log={DATA / 'qemu/vfio-shadow.log.gz'}", "--name=lab7",
+                            "--out=lab7.textproto", cwd=folder)
+            self.assertEqual(result.returncode, 0, result.stderr)
+            self.assertIn("--cost_preset=lab7.textproto", result.stdout)
+            run = ["compare", "--workload=rr", "--ops=200", "--policies=strict",
+                   "--strategies=walk", "--live_pages=0", "--json=-"]
+            rows = {}
+            for preset in ["lab7.textproto", "qemu-trap"]:
+                result = viommu(*run, f"--cost_preset={preset}", cwd=folder)
+                self.assertEqual(result.returncode, 0, result.stderr)
+                document = json.loads(result.stdout)
+                rows[document["cost_preset"]] = document["rows"][0]
+            self.assertEqual(set(rows), {"lab7", "qemu-trap"})
+            self.assertGreater(rows["lab7"]["modelled_ns_total"],
+                               rows["qemu-trap"]["modelled_ns_total"])
+
+
 class Inspect(unittest.TestCase):
     def inspect(self, run, *args):
         snap = DATA / "linux" / run / "snap0"
