@@ -26,13 +26,21 @@ absl::StatusOr<std::unique_ptr<RemoteMemory>> RemoteMemory::Create(uint64_t size
 }
 
 void RemoteMemory::DropAll() const {
-  std::vector<PhysAddr> tables;
+  std::vector<Along> tables;
   const size_t first_slots = std::min(next_slot_, 4 * kMaxAlongPages);  // in order of their pulls
   for (size_t i = 0; i < first_slots && tables.size() < kMaxAlongPages; ++i) {
     if (slots_[i].page == kNoPage || !slots_[i].table) continue;
-    tables.push_back(PhysAddr(slots_[i].page << kPageShift));
+    tables.push_back({PhysAddr(slots_[i].page << kPageShift), refreshes_});
   }
-  if (!tables.empty()) along_ = std::move(tables);
+  if (!tables.empty()) {
+    ++refreshes_;
+    for (const Along& older : along_) {
+      if (tables.size() == kMaxAlongPages || refreshes_ - older.refresh > kAlongRefreshes) break;
+      const auto same = [&](const Along& along) { return along.page == older.page; };
+      if (std::none_of(tables.begin(), tables.end(), same)) tables.push_back(older);
+    }
+    along_ = std::move(tables);
+  }
   for (const auto& [page, slot] : slot_of_page_) slots_[slot].page = kNoPage;
   slot_of_page_.clear();
   last_page_ = kNoPage;
@@ -64,9 +72,9 @@ void RemoteMemory::Pull(std::span<const PhysAddr> asked) const {
   if (slot_of_page_.empty() && asked.size() + along_.size() <= kMaxFetchPages &&
       asked.size() + along_.size() <= limits_.pages_per_refresh - pulled_since_refresh_) {
     auto end = std::copy(asked.begin(), asked.end(), with_along.begin());
-    end = std::copy_if(along_.begin(), along_.end(), end, [&](PhysAddr page) {
-      return std::find(asked.begin(), asked.end(), page) == asked.end();
-    });
+    for (const Along& along : along_) {
+      if (std::find(asked.begin(), asked.end(), along.page) == asked.end()) *end++ = along.page;
+    }
     pages = std::span(with_along.data(), static_cast<size_t>(end - with_along.begin()));
   }
   if (pages.size() > limits_.pages_per_refresh - pulled_since_refresh_) {

@@ -35,13 +35,15 @@ class PageSource {
 // under its reader; only a later copy may differ. Copies are kept from one Refresh to the next, the
 // oldest dropped when there is no room. Once a pull failed, of either view, none is tried until the
 // memory is refreshed; the oracle's view alone can be refreshed too, which only drops its copies.
-// The first pull after Refresh brings along the tables that were read first before it: an unmap
-// goes down much the same tables as the one before, so its walk waits once and not once a level.
+// The first pull after Refresh brings along the tables that were read first a short while before:
+// an unmap goes down much the same tables as the last ones, so its walk waits once and not once a
+// level.
 // Not thread-safe.
 class RemoteMemory final : public PhysicalMemory, public PulledMemory {
  public:
-  static constexpr size_t kMaxFetchPages = 512;  // of one wait: all tables below one
-  static constexpr size_t kMaxAlongPages = 16;   // root, context, two walks of four levels, some
+  static constexpr size_t kMaxFetchPages = 512;   // of one wait: all tables below one
+  static constexpr size_t kMaxAlongPages = 16;    // root, context, the walks of a few domains
+  static constexpr uint64_t kAlongRefreshes = 8;  // not read for as many: comes along no more
 
   struct Limits {
     size_t cached_pages = 2048;                      // at least 2 * kMaxFetchPages
@@ -83,6 +85,11 @@ class RemoteMemory final : public PhysicalMemory, public PulledMemory {
     bool table = false;  // entries of it were read; it was not only brought along, and is no data
   };
 
+  struct Along {
+    PhysAddr page;
+    uint64_t refresh;  // before which it was read last
+  };
+
   RemoteMemory(uint64_t size_bytes, PageSource& source, Limits limits)
       : size_bytes_(size_bytes), source_(source), limits_(limits) {}
   bool Inside(PhysAddr address, uint64_t size_bytes) const {
@@ -105,7 +112,8 @@ class RemoteMemory final : public PhysicalMemory, public PulledMemory {
   mutable absl::flat_hash_map<uint64_t, size_t> slot_of_page_;  // by page number
   mutable std::vector<Slot> slots_;  // a ring: the next one to be taken holds the oldest copy
   mutable size_t next_slot_ = 0;
-  mutable std::vector<PhysAddr> along_;   // read first before the last DropAll
+  mutable std::vector<Along> along_;      // latest first
+  mutable uint64_t refreshes_ = 0;        // before which tables were read
   mutable uint64_t last_page_ = kNoPage;  // read last, found without a look-up
   mutable const RemotePage* last_copy_ = nullptr;
   mutable uint64_t pulled_since_refresh_ = 0;
