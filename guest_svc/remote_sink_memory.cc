@@ -15,6 +15,7 @@ using Steady = std::chrono::steady_clock;
 constexpr int kMaxPages = 256;
 // After a call the next one is likely to come soon: it finds the stream free.
 constexpr absl::Duration kQuietTime = absl::Microseconds(500);
+constexpr absl::Duration kDisconnectedTime = absl::Milliseconds(10);
 constexpr std::chrono::seconds kServeTime{1};
 
 void AnswerPages(const GuestMemory& memory, const v1::TablePageRequest& asked,
@@ -82,6 +83,7 @@ bool RemoteSink::AnswerAboutMemory(const v1::InvalidateResponse& message) {
 void RemoteSink::ServeMemory() {
   uint64_t calls = 0;
   while (true) {
+    absl::Duration rest = kQuietTime;
     {
       absl::MutexLock lock(&mu_);
       const bool quiet = std::exchange(calls, calls_) == calls_;
@@ -98,9 +100,10 @@ void RemoteSink::ServeMemory() {
         }
         if (message.has_value()) Handle(*message);
       }
+      if (stream_ == nullptr || stream_->ended().has_value()) rest = kDisconnectedTime;
     }
     absl::MutexLock serve(&serve_mu_);
-    if (serve_mu_.AwaitWithTimeout(absl::Condition(&stop_serving_), kQuietTime)) return;
+    if (serve_mu_.AwaitWithTimeout(absl::Condition(&stop_serving_), rest)) return;
   }
 }
 
