@@ -12,6 +12,7 @@
 #include "guest_svc/client/command.h"
 #include "guest_svc/client/load_input.h"
 #include "guest_svc/client/service_pair.h"
+#include "guest_svc/client/shared_flags.h"
 #include "guest_svc/client/workload_client.h"
 
 namespace viommu::client {
@@ -168,7 +169,7 @@ int RunAnchors(const Args& args) {
       kProgram,
       "published figures beside what the model predicts from the cited presets; exit 1 if "
       "one misses its band that is not documented to, or the reverse");
-  flags.AddString("json", &json, "write viommu.anchors.v1 here; - for standard output");
+  AddJsonFlag(flags, &json, "viommu.anchors.v1");
   if (const auto exit_code = ParseArgs(flags, kExamples, args)) return *exit_code;
   absl::StatusOr<std::vector<Anchor>> anchors = std::vector<Anchor>();
   {

@@ -9,6 +9,7 @@
 #include "guest_svc/client/calibration.h"
 #include "guest_svc/client/command.h"
 #include "guest_svc/client/output.h"
+#include "guest_svc/client/shared_flags.h"
 #include "guest_svc/client/workload_client.h"
 
 namespace viommu::client {
@@ -96,7 +97,7 @@ int RunCalibrate(const Args& args) {
                   "name or path");
   flags.AddString("name", &options.name, "name of the new preset");
   flags.AddString("out", &options.out, "write the preset here; - for standard output");
-  flags.AddString("json", &options.json, "write viommu.calibrate.v1 here; - for standard output");
+  AddJsonFlag(flags, &options.json, "viommu.calibrate.v1");
   if (const auto exit_code = ParseArgs(flags, kExamples, args)) return *exit_code;
   if (options.out.empty() && options.json.empty()) {
     return Fail(kProgram, absl::InvalidArgumentError("--out is needed: where the preset goes"));

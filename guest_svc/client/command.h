@@ -41,6 +41,8 @@ int RunHealth(const Args& args);
 int RunConformance(const Args& args);
 int RunAnchors(const Args& args);
 int RunCalibrate(const Args& args);
+int RunTop(const Args& args);
+int RunCompletion(const Args& args);
 
 }  // namespace viommu::client
 

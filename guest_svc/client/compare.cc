@@ -13,6 +13,7 @@
 #include "guest_svc/client/load_input.h"
 #include "guest_svc/client/output.h"
 #include "guest_svc/client/service_pair.h"
+#include "guest_svc/client/shared_flags.h"
 #include "guest_svc/client/workload_client.h"
 #include "iommu_core/dma/guest_config.h"
 #include "iommu_core/shadow/hypervisor_session.h"
@@ -29,13 +30,9 @@ constexpr char kExamples[] =
     "  viommu compare --workload=nvme-4k-rr --live_pages=4096,65536 --sensitivity\n"
     "  viommu compare --workload=rr --vcpus=1,2,4 --guest=127.0.0.1:7001 "
     "--hypervisor=127.0.0.1:7002\n";
-// Entries of the private pair's DMA container. VFIO's own limit (65,535) is below 131,072 live 4K
-// pages; its effect is shown by hypervisor_svc --dma_entry_limit, not in this comparison.
-constexpr uint64_t kPairEntryLimit = 4'194'304;
 constexpr uint64_t kMaxLivePages = uint64_t{1} << 24;
 
-struct Options {
-  std::string trace;
+struct Options : RunFlags {
   std::string workload;
   std::string policies = "strict,lazy,lazy-single,lazy-psi";
   std::string strategies = "walk,walk-shared";
@@ -43,22 +40,15 @@ struct Options {
   std::string vcpus;
   uint64_t ops = 20'000;
   uint64_t seed = 1;
-  uint32_t hz = 250;
   std::string map_sync = "each";
   std::string hint = "never";
-  std::string cost_preset = "qemu-trap";
-  std::string verify;
   std::string report;
   std::string json;
   std::string shard;
-  std::string guest;
   std::string hypervisor;
-  bool allow_lost_events = false;
   bool sensitivity = false;
-  TlsFlags tls;
 
   void AddTo(FlagSet& flags) {
-    flags.AddString("trace", &trace, "ftrace or perf text of a map/unmap stream, gzip'd or not");
     flags.AddString("workload", &workload, "synthetic load instead of a trace");
     flags.AddString("policies", &policies, "guest policies, comma-separated");
     flags.AddString("strategies", &strategies, "hypervisor strategies, comma-separated");
@@ -68,24 +58,18 @@ struct Options {
                     "vCPUs, comma-separated; empty: the trace's own, 1 for a workload");
     flags.AddNumber("ops", &ops, 1, uint64_t{1} << 32, "map/unmap pairs of a workload");
     flags.AddNumber("seed", &seed, 0, ~uint64_t{0}, "seed of a workload");
-    flags.AddNumber("hz", &hz, 24, 10'000, "guest tick");
     flags.AddString("map_sync", &map_sync, "map-time invalidations: each or merged");
     flags.AddString("ih", &hint, "invalidation hint at unmap: never or linux-6.12");
-    flags.AddString("cost_preset", &cost_preset, "constants of modelled time: name or path");
-    flags.AddString("verify", &verify,
-                    "oracle: off, sampled or full; empty: the hypervisor's setting");
     flags.AddString("report", &report, "write a self-contained HTML report here");
-    flags.AddString("json", &json, "write viommu.compare.v1 here; - for standard output");
+    AddJsonFlag(flags, &json, "viommu.compare.v1");
     flags.AddBool("sensitivity", &sensitivity,
                   "how far each constant of the preset can move the answer, low to high end");
     flags.AddString("shard", &shard,
                     "I/N: run every N-th row only, from the I-th (0 is the first); `viommu merge` "
                     "joins the parts' JSON");
-    flags.AddString("guest", &guest, "a running guest_svc; empty: a private pair");
     flags.AddString("hypervisor", &hypervisor,
                     "the hypervisor_svc behind --guest; must answer before the run starts");
-    flags.AddBool("allow_lost_events", &allow_lost_events, "take a trace that lost events");
-    tls.AddTo(flags);
+    RunFlags::AddTo(flags);
   }
 };
 
@@ -219,15 +203,26 @@ absl::Status RunRows(const Options& options, const LoadInput& input,
                      Comparison& comparison) {
   const std::vector<PlannedRow> rows = RowsOf(comparison.plan);
   Progress progress(kProgram);
+  const auto start = std::chrono::steady_clock::now();
+  const auto since = [](std::chrono::steady_clock::time_point from) {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - from).count();
+  };
   for (const PlannedRow& row : rows) {
     const std::string name =
         absl::StrFormat("row %d of %d, %s x %s, %s live pages", comparison.rows.size() + 1,
                         rows.size(), row.policy, row.strategy, Grouped(row.live_pages));
+    const auto row_start = std::chrono::steady_clock::now();
+    progress.Say(absl::StrCat(name, ": mapping the live pages"));
     WorkloadCallbacks callbacks;
     callbacks.progress = [&](uint64_t done, uint64_t all) {
-      progress.Say(
-          all == 0 ? absl::StrFormat("%s: %s operations", name, Grouped(done))
-                   : absl::StrFormat("%s: %d %%", name, std::min<uint64_t>(100, 100 * done / all)));
+      const double part =
+          all == 0 ? 0 : std::min(1.0, static_cast<double>(done) / static_cast<double>(all));
+      // Rows count alike: what the next ones take is not known.
+      const double of_all =
+          (static_cast<double>(comparison.rows.size()) + part) / static_cast<double>(rows.size());
+      progress.Say(absl::StrFormat("%s: %.0f %%, %s operations/s%s", name, 100 * part,
+                                   Short(static_cast<double>(done) / since(row_start)),
+                                   Remaining(of_all, since(start))));
     };
     absl::StatusOr<v1::WorkloadResult> result =
         RunWorkload(guest, SpecOf(options, row, comparison.cost_preset), input, callbacks);

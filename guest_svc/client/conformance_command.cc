@@ -6,6 +6,7 @@
 #include "guest_svc/client/command.h"
 #include "guest_svc/client/conformance.h"
 #include "guest_svc/client/output.h"
+#include "guest_svc/client/shared_flags.h"
 
 namespace viommu::client {
 namespace {
@@ -67,13 +68,15 @@ int RunConformance(const Args& args) {
   flags.AddString("quirks", &quirks,
                   "qemu: reproduce QEMU's departures from the specification; none: follow it");
   flags.AddBool("verbose", &verbose, "show the first difference of each case that differs");
-  flags.AddString("json", &json, "write every verdict here; - for standard output");
+  AddJsonFlag(flags, &json, "every verdict");
   if (const auto exit_code = ParseArgs(flags, kExamples, args, &files)) return *exit_code;
   if (quirks != "qemu" && quirks != "none") {
     return Fail(kProgram, absl::InvalidArgumentError(
                               absl::StrCat("--quirks: '", quirks, "' is neither qemu nor none")));
   }
-  if (files.empty()) return Fail(kProgram, absl::InvalidArgumentError("no file of cases given"));
+  if (files.empty())
+    return Fail(kProgram,
+                absl::InvalidArgumentError("no file of cases given; tests/data/qemu has some"));
   std::vector<FileReport> reports;
   uint64_t failed = 0;
   for (const std::string& path : files) {

@@ -6,6 +6,7 @@
 #include "grpc/health/v1/health.grpc.pb.h"
 #include "guest_svc/client/command.h"
 #include "guest_svc/client/output.h"
+#include "guest_svc/client/shared_flags.h"
 #include "guest_svc/client/workload_client.h"
 #include "svc_common/conversions.h"
 
@@ -28,10 +29,12 @@ int RunHealth(const Args& args) {
   TlsFlags tls;
   FlagSet flags(kProgram, "exit 0 if the service at --address serves, 1 if not");
   flags.AddString("address", &address, "gRPC address of guest_svc or hypervisor_svc");
-  flags.AddString("json", &json, "write the state here; - for standard output");
+  AddJsonFlag(flags, &json, "the state");
   tls.AddTo(flags);
   if (const auto exit_code = ParseArgs(flags, kExamples, args)) return *exit_code;
-  if (address.empty()) return Fail(kProgram, absl::InvalidArgumentError("--address is needed"));
+  if (address.empty())
+    return Fail(kProgram, absl::InvalidArgumentError(
+                              "--address is needed: what the service printed as READY grpc="));
   const auto channel = Connect(address, tls);
   if (!channel.ok()) return Fail(kProgram, channel.status());
   grpc::ClientContext context;

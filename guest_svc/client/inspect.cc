@@ -13,6 +13,7 @@
 #include "guest_svc/client/image_session.h"
 #include "guest_svc/client/output.h"
 #include "guest_svc/client/service_pair.h"
+#include "guest_svc/client/shared_flags.h"
 #include "guest_svc/client/workload_client.h"
 #include "iommu_core/load/memory_image.h"
 #include "iommu_core/load/table_listing.h"
@@ -112,7 +113,7 @@ struct Options {
                     "with --shadow: a running hypervisor_svc --debug_calls; empty: a private one");
     flags.AddString("memory_socket", &memory_socket,
                     "memory socket of --hypervisor; empty: its default");
-    flags.AddString("json", &json, "write the mappings here; - for standard output");
+    AddJsonFlag(flags, &json, "the mappings");
     tls.AddTo(flags);
   }
 };
@@ -200,7 +201,8 @@ Json ToJson(const std::vector<ListedMapping>& list) {
 
 absl::StatusOr<std::vector<ListedMapping>> Run(const Options& options) {
   if (options.memory.empty() || options.registers.empty()) {
-    return absl::InvalidArgumentError("--memory and --registers are needed");
+    return absl::InvalidArgumentError(
+        "--memory and --registers are needed; `viommu inspect --help` shows how");
   }
   std::optional<SourceId> only;
   if (!options.device.empty()) {

@@ -17,6 +17,7 @@
 #include "guest_svc/client/latency_histogram.h"
 #include "guest_svc/client/output.h"
 #include "guest_svc/client/service_pair.h"
+#include "guest_svc/client/shared_flags.h"
 #include "guest_svc/client/workload_client.h"
 #include "iommu_core/load/workloads.h"
 #include "svc_common/conversions.h"
@@ -53,7 +54,7 @@ struct Options {
     flags.AddNumber("rate", &rate, 0, 100'000'000,
                     "operations a second over all callers; 0: as many as they can");
     flags.AddNumber("seed", &seed, 0, ~uint64_t{0}, "seed of the workload");
-    flags.AddString("json", &json, "write the summary here; - for standard output");
+    AddJsonFlag(flags, &json, "the summary");
     tls.AddTo(flags);
   }
 };
@@ -257,8 +258,8 @@ double Watch(Shared& shared, absl::Duration duration) {
     const auto map_part = LatencyHistogram::Difference(new_maps, maps);
     const auto unmap_part = LatencyHistogram::Difference(new_unmaps, unmaps);
     progress.Say(
-        absl::StrFormat("%.0f s: %s maps/s (%s), %s unmaps/s (%s), %d errors",
-                        std::chrono::duration<double>(now - start).count(),
+        absl::StrFormat("%s left: %s maps/s (%s), %s unmaps/s (%s), %d errors",
+                        LongDuration(std::chrono::duration<double>(end - now).count()),
                         Short(static_cast<double>(LatencyHistogram::Total(map_part)) / seconds),
                         Percentiles(map_part),
                         Short(static_cast<double>(LatencyHistogram::Total(unmap_part)) / seconds),
@@ -285,7 +286,9 @@ int RunLoadCommand(const Args& args) {
   options.AddTo(flags);
   if (const auto exit_code = ParseArgs(flags, kExamples, args)) return *exit_code;
   if (options.guest.empty()) {
-    return Fail(kProgram, absl::InvalidArgumentError("--guest is needed"));
+    return Fail(kProgram,
+                absl::InvalidArgumentError(
+                    "--guest is needed: the address that guest_svc printed as READY grpc="));
   }
   absl::Duration duration;
   if (!absl::ParseDuration(options.duration, &duration) || duration <= absl::ZeroDuration()) {

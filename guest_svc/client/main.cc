@@ -21,13 +21,15 @@ constexpr Command kCommands[] = {
     {"compare", "what each invalidation policy costs under each hypervisor strategy", RunCompare},
     {"merge", "join the JSON of a sharded compare into one report", RunMerge},
     {"replay", "replay a recorded map/unmap stream; write the descriptors it submits", RunReplay},
-    {"inspect", "list what a saved guest's tables let its devices reach", RunInspect},
     {"load", "real-time load on a running guest", RunLoadCommand},
-    {"status", "sessions of a running hypervisor", RunStatus},
+    {"top", "sessions of a running hypervisor, live", RunTop},
+    {"status", "sessions of a running hypervisor, once, in full", RunStatus},
     {"health", "is a service up and taking calls? for health checks of containers", RunHealth},
+    {"inspect", "list what a saved guest's tables let its devices reach", RunInspect},
     {"conformance", "replay recorded VT-d cases against our unit", RunConformance},
     {"anchors", "published figures beside what the model predicts", RunAnchors},
     {"calibrate", "a cost preset from your own measurements", RunCalibrate},
+    {"completion", "completion of commands and flags for bash", RunCompletion},
 };
 
 void PrintUsage(std::FILE* out) {

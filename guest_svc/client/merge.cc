@@ -6,6 +6,7 @@
 #include "guest_svc/client/compare_document.h"
 #include "guest_svc/client/compare_output.h"
 #include "guest_svc/client/output.h"
+#include "guest_svc/client/shared_flags.h"
 
 namespace viommu::client {
 namespace {
@@ -23,7 +24,7 @@ int RunMerge(const Args& args) {
   OutputFiles out;
   FlagSet flags(kProgram, "joins the JSON files of a sharded `viommu compare` into one comparison");
   flags.AddString("report", &out.report, "write a self-contained HTML report here");
-  flags.AddString("json", &out.json, "write viommu.compare.v1 here; - for standard output");
+  AddJsonFlag(flags, &out.json, "viommu.compare.v1");
   flags.AddBool("sensitivity", &out.sensitivity,
                 "how far each constant of the preset can move the answer");
   std::vector<std::string> files;

@@ -94,6 +94,18 @@ std::string Duration(double ns) {
   return absl::StrFormat("%.2f s", ns / 1e9);
 }
 
+std::string LongDuration(double seconds) {
+  const auto whole = static_cast<uint64_t>(std::llround(std::max(0.0, seconds)));
+  if (whole < 60) return absl::StrCat(whole, " s");
+  if (whole < 3600) return absl::StrCat(whole / 60, " min ", whole % 60, " s");
+  return absl::StrCat(Grouped(whole / 3600), " h ", whole % 3600 / 60, " min");
+}
+
+std::string Remaining(double part, double seconds) {
+  if (seconds < 1 || part < 0.005 || part > 1) return "";
+  return absl::StrCat(", about ", LongDuration(seconds / part - seconds), " left");
+}
+
 std::string TextTable::ToString() const {
   std::vector<size_t> width(rows_[0].size(), 0);
   std::vector<bool> numeric(rows_[0].size(), rows_.size() > 1);

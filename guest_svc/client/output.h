@@ -31,6 +31,12 @@ std::string Grouped(uint64_t value);
 std::string Short(double value);
 std::string Duration(double ns);
 
+// "12 s", "3 min 20 s", "2 h 5 min".
+std::string LongDuration(double seconds);
+// ", about 12 s left" for work of which `part` (0 to 1) took `seconds`; empty while that says
+// nothing: in the first second, and before a two-hundredth is done.
+std::string Remaining(double part, double seconds);
+
 // Columns aligned to their widest cell; the first row is the head. Text left, numbers right.
 class TextTable {
  public:

@@ -1,4 +1,6 @@
 // viommu replay: a recorded map/unmap stream at its recorded IOVAs.
+#include <algorithm>
+#include <chrono>
 #include <cinttypes>
 #include <cstdio>
 #include <memory>
@@ -11,6 +13,7 @@
 #include "guest_svc/client/load_input.h"
 #include "guest_svc/client/output.h"
 #include "guest_svc/client/service_pair.h"
+#include "guest_svc/client/shared_flags.h"
 #include "guest_svc/client/workload_client.h"
 #include "iommu_core/dma/guest_config.h"
 #include "iommu_core/shadow/hypervisor_session.h"
@@ -23,31 +26,20 @@ constexpr char kExamples[] =
     "  viommu replay --trace=tests/data/linux/6.1_cmon_strict1_r4k/trace.txt.gz\n"
     "  viommu replay --trace=t.gz --policy=strict --descriptors=descriptors.jsonl\n"
     "  viommu replay --trace=t.gz --policy=lazy --caching_mode=off --hz=1000 --json=-\n";
-// As compare's: see there.
-constexpr uint64_t kPairEntryLimit = 4'194'304;
 constexpr uint64_t kWidth39 = uint64_t{1} << 39;
 
-struct Options {
-  std::string trace;
+struct Options : RunFlags {
   std::string policy = "strict";
   std::string strategy = "walk";
   std::string hint = "auto";
   std::string caching_mode = "auto";
-  std::string cost_preset = "qemu-trap";
-  std::string verify;
   std::string descriptors;
   std::string json;
-  std::string guest;
-  uint32_t hz = 250;
   uint64_t live_pages = 0;
-  bool allow_lost_events = false;
-  TlsFlags tls;
 
   void AddTo(FlagSet& flags) {
-    flags.AddString("trace", &trace, "ftrace or perf text of a map/unmap stream, gzip'd or not");
     flags.AddString("policy", &policy, "guest policy");
     flags.AddString("strategy", &strategy, "hypervisor strategy");
-    flags.AddNumber("hz", &hz, 24, 10'000, "guest tick");
     flags.AddString("ih", &hint,
                     "invalidation hint at unmap: never, linux-6.12, or auto: as the trace's own "
                     "qi_submit lines, else never");
@@ -55,16 +47,11 @@ struct Options {
                     "on, off, or auto: as the recorded unit had it, else on");
     flags.AddNumber("live_pages", &live_pages, 0, uint64_t{1} << 24,
                     "resident 4K pages in the busiest domain");
-    flags.AddString("cost_preset", &cost_preset, "constants of modelled time: name or path");
-    flags.AddString("verify", &verify,
-                    "oracle: off, sampled or full; empty: the hypervisor's setting");
     flags.AddString(
         "descriptors", &descriptors,
         "write every submitted descriptor here, waits included, one JSON object a line");
-    flags.AddString("json", &json, "write the counts here; - for standard output");
-    flags.AddString("guest", &guest, "a running guest_svc; empty: a private pair");
-    flags.AddBool("allow_lost_events", &allow_lost_events, "take a trace that lost events");
-    tls.AddTo(flags);
+    AddJsonFlag(flags, &json, "the counts");
+    RunFlags::AddTo(flags);
   }
 };
 
@@ -279,9 +266,16 @@ absl::StatusOr<v1::WorkloadResult> Run(const Options& options, const LoadInput& 
   spec.set_touch_after_unmap(true);
   spec.set_no_caching_mode(!settings.caching_mode);
   Progress progress(kProgram);
+  const auto start = std::chrono::steady_clock::now();
   WorkloadCallbacks callbacks;
   callbacks.progress = [&](uint64_t done, uint64_t total) {
-    if (total != 0) progress.Say(absl::StrFormat("%d %%", 100 * done / total));
+    if (total == 0) return;
+    const double part = std::min(1.0, static_cast<double>(done) / static_cast<double>(total));
+    const double seconds =
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    progress.Say(absl::StrFormat("%.0f %%, %s operations/s%s", 100 * part,
+                                 Short(static_cast<double>(done) / seconds),
+                                 Remaining(part, seconds)));
   };
   callbacks.descriptors = [&](std::span<const uint64_t> words) { log.Write(words); };
   auto result = RunWorkload(*guest, spec, input, callbacks);
@@ -303,7 +297,9 @@ int RunReplay(const Args& args) {
   options.AddTo(flags);
   if (const auto exit_code = ParseArgs(flags, kExamples, args)) return *exit_code;
   if (options.trace.empty()) {
-    return Fail(kProgram, absl::InvalidArgumentError("--trace is needed"));
+    return Fail(kProgram,
+                absl::InvalidArgumentError(
+                    "--trace is needed; deploy/docs/record-a-trace.md says how to record one"));
   }
   const auto input =
       ReadInput(options.trace, "", TraceUse::kRecordedIovas, options.allow_lost_events);

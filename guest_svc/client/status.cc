@@ -4,6 +4,7 @@
 #include "absl/strings/str_cat.h"
 #include "guest_svc/client/command.h"
 #include "guest_svc/client/output.h"
+#include "guest_svc/client/shared_flags.h"
 #include "guest_svc/client/workload_client.h"
 #include "svc_common/conversions.h"
 #include "viommu/v1/hypervisor_service.grpc.pb.h"
@@ -63,11 +64,14 @@ int RunStatus(const Args& args) {
   TlsFlags tls;
   FlagSet flags(kProgram, "sessions, live pages, pins and costs so far");
   flags.AddString("hypervisor", &hypervisor, "address of hypervisor_svc");
-  flags.AddString("json", &json, "write viommu.status.v1 here; - for standard output");
+  AddJsonFlag(flags, &json, "viommu.status.v1");
   tls.AddTo(flags);
   if (const auto exit_code = ParseArgs(flags, kExamples, args)) return *exit_code;
   if (hypervisor.empty()) {
-    return Fail(kProgram, absl::InvalidArgumentError("--hypervisor is needed"));
+    return Fail(
+        kProgram,
+        absl::InvalidArgumentError(
+            "--hypervisor is needed: the address that hypervisor_svc printed as READY grpc="));
   }
   const auto channel = Connect(hypervisor, tls);
   if (!channel.ok()) return Fail(kProgram, channel.status());

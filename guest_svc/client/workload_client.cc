@@ -44,7 +44,9 @@ absl::StatusOr<std::shared_ptr<grpc::Channel>> Connect(const std::string& addres
     // A refusal is an answer; only silence is waited for.
     if (state == GRPC_CHANNEL_TRANSIENT_FAILURE || state == GRPC_CHANNEL_SHUTDOWN ||
         !channel->WaitForStateChange(state, deadline)) {
-      return absl::UnavailableError(absl::StrCat("nobody listens on ", target->ToString()));
+      return absl::UnavailableError(
+          absl::StrCat("nobody listens on ", target->ToString(),
+                       "; is the service up, and is this the address after READY grpc=?"));
     }
   }
   return channel;

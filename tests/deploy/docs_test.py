@@ -124,9 +124,9 @@ class Recipes(unittest.TestCase):
 
 class Names(unittest.TestCase):
     def test_files_that_documents_name_exist(self):
-        documents = ["deploy/README.md", *(os.path.relpath(p, ROOT)
+        documents = ["README.md", "deploy/README.md", *(os.path.relpath(p, ROOT)
                                            for p in glob.glob(f"{ROOT}/deploy/docs/*.md"))]
-        self.assertEqual(len(documents), 4)
+        self.assertEqual(len(documents), 5)
         seen = 0
         for document in documents:
             text = re.sub(r"^```.*?^```$", "", read(document), flags=re.M | re.S)
@@ -139,6 +139,17 @@ class Names(unittest.TestCase):
                 self.assertTrue(os.path.exists(os.path.join(ROOT, os.path.dirname(document), link)),
                                 (document, link))
         self.assertGreater(seen, 12)
+
+    def test_readme_names_every_command(self):
+        text = subprocess.run([os.path.join(BINARIES, "viommu"), "--help"], capture_output=True,
+                              text=True, check=True).stdout
+        commands = set(re.findall(r"^  ([a-z]+) ", text, re.M))
+        section = read("README.md").split("### The command `viommu`")[1].split("\n### ")[0]
+        named = set(re.findall(r"`([a-z]+)`", section)) | set(re.findall(r"viommu ([a-z]+) bash", section))
+        self.assertEqual(named - {"viommu"}, commands)
+
+    def test_picture_is_small_enough(self):
+        self.assertLess(os.path.getsize(os.path.join(ROOT, "deploy/docs/report.png")), 200 * 1024)
 
     def test_symbols_of_extend_exist(self):
         pairs = {"iommu_core/dma/guest_config.cc": ["kPolicies", "DecidePolicy"],

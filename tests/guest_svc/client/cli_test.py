@@ -189,6 +189,43 @@ class Merge(unittest.TestCase):
             self.assertIn(text, result.stderr)
 
 
+class Help(unittest.TestCase):
+    def commands(self):
+        text = viommu("--help").stdout
+        return [line.split()[0] for line in text.splitlines() if line.startswith("  ")]
+
+    def test_every_command_has_examples(self):
+        commands = self.commands()
+        self.assertGreaterEqual(len(commands), 12)
+        for command in commands:
+            result = viommu(command, "--help")
+            self.assertEqual(result.returncode, 0, command)
+            examples = result.stdout.split("Examples:\n")[1]
+            self.assertIn(f"viommu {command}", examples)
+
+    def complete(self, *words):
+        """What bash offers for the last word."""
+        script = ('source <("$1" completion bash); shift; COMP_WORDS=("$@"); '
+                  'COMP_CWORD=$(($# - 1)); _viommu "$1"; printf "%s\n" "${COMPREPLY[@]}"')
+        result = subprocess.run(["bash", "-c", script, "bash", BIN / "viommu", BIN / "viommu", *words],
+                                capture_output=True, text=True, timeout=60)
+        self.assertEqual(result.stderr, "")
+        return result.stdout.split()
+
+    def test_completion(self):
+        self.assertEqual(self.complete("comp"), ["compare", "completion"])
+        self.assertEqual(set(self.commands()) | {"--help", "--version"}, set(self.complete("")))
+        self.assertEqual(self.complete("compare", "--live"), ["--live_pages"])
+        self.assertEqual(self.complete("compare", "--strategies", "=", "walk,snap"),
+                         ["walk,snapshot"])
+        self.assertEqual(self.complete("load", "--workload", "=", "nvme"),
+                         ["nvme-4k-rr", "nvme-64k-rw"])
+        # The names that are offered are all there are.
+        refused = viommu("compare", "--workload=rr", "--policies=no").stderr
+        self.assertEqual(self.complete("compare", "--policies", "="),
+                         refused.strip().split("one of: ")[1].split(", "))
+
+
 class Replay(unittest.TestCase):
     def replay(self, trace, *args):
         with tempfile.TemporaryDirectory() as folder:
@@ -335,6 +372,31 @@ class Processes(unittest.TestCase):
             self.assertEqual(result.returncode, 0, result.stderr)
             sessions = json.loads(result.stdout)["sessions"]
             self.assertEqual(len(sessions), 1)
+            # Live: a load while top looks twice.
+            load = subprocess.Popen([BIN / "viommu", "load", f"--guest={guest_address}",
+                                     "--duration=20s"], stdout=subprocess.DEVNULL,
+                                    stderr=subprocess.DEVNULL)
+            time.sleep(0.5)
+            result = viommu("top", f"--hypervisor={address}", f"--guest={guest_address}", "--once",
+                            "--interval=1s", "--json=-")
+            load.send_signal(signal.SIGINT)
+            load.wait(timeout=20)
+            self.assertEqual(result.returncode, 0, result.stderr)
+            busy = json.loads(result.stdout)["sessions"][0]
+            self.assertEqual(busy["session_id"], sessions[0]["session_id"])
+            self.assertEqual(busy["policy"], "strict")
+            self.assertGreater(busy["unmaps_per_second"], 5)
+            self.assertGreater(busy["modelled_ns_per_unmap"], 6700)
+            self.assertEqual(busy["stale_pages"], 0)
+            # Elsewhere than on a terminal it repeats plainly, until a signal.
+            top = subprocess.Popen([BIN / "viommu", "top", f"--hypervisor={address}",
+                                    "--interval=100ms"], stdout=subprocess.PIPE, text=True)
+            lines = [top.stdout.readline() for _ in range(6)]
+            top.send_signal(signal.SIGINT)
+            self.assertEqual(top.wait(timeout=20), 0)
+            top.stdout.close()
+            self.assertNotIn("\033", "".join(lines))
+            self.assertEqual(sum("1 sessions" in line for line in lines), 2)
             self.assertTrue(sessions[0]["connected"])
             self.assertGreater(sessions[0]["descriptors"], 20)
             # Its hypervisor gone, the guest must say so, not hang.

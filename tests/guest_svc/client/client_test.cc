@@ -33,6 +33,16 @@ TEST(Output, Numbers) {
   EXPECT_EQ(Duration(12e6), "12.00 ms");
 }
 
+TEST(Output, WhatIsLeft) {
+  EXPECT_EQ(LongDuration(12.4), "12 s");
+  EXPECT_EQ(LongDuration(200), "3 min 20 s");
+  EXPECT_EQ(LongDuration(7500), "2 h 5 min");
+  EXPECT_EQ(Remaining(0.25, 10), ", about 30 s left");
+  EXPECT_EQ(Remaining(1, 10), ", about 0 s left");
+  EXPECT_EQ(Remaining(0.5, 0.5), "");  // too early
+  EXPECT_EQ(Remaining(0.001, 60), "");
+}
+
 TEST(Output, TableAligns) {
   TextTable table({"name", "count"});
   table.Add({"a", "1"});
