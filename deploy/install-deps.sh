@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # install-deps.sh [build]: installs what a fresh Debian 12 lacks for building, running and testing;
-# `build`: for building only. Debian's packages only; nothing to do (and no network) when all are
-# there.
+# `build`: for building only; VIOMMU_BROWSER_TESTS=1: also Chromium, for report_test. Debian's
+# packages only; nothing to do (and no network) when all are there.
 set -euo pipefail
 
 packages=(
@@ -19,6 +19,8 @@ if [[ ${1:-} != build ]]; then
     # hybrid cgroups.
     podman podman-compose runc netavark aardvark-dns iptables iproute2 mmdebstrap
   )
+  # 80 MB for one test, which is skipped without it.
+  if [[ ${VIOMMU_BROWSER_TESTS:-0} == 1 ]]; then packages+=(chromium); fi
 fi
 
 missing=()

@@ -1,5 +1,6 @@
 #include "guest_svc/client/output.h"
 
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -137,7 +138,13 @@ void Progress::Say(const std::string& text) {
   if (now - last_ < (terminal_ ? Clock::duration(kTerminalInterval) : kLineInterval)) return;
   last_ = now;
   if (terminal_) {
-    std::fprintf(stderr, "\r\033[K%s: %s", what_.c_str(), text.c_str());
+    // A line that wraps could not be overwritten.
+    winsize size{};
+    std::string line = absl::StrCat(what_, ": ", text);
+    if (ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 1) {
+      line.resize(std::min<size_t>(line.size(), size.ws_col - 1));
+    }
+    std::fprintf(stderr, "\r\033[K%s", line.c_str());
     shown_ = true;
   } else {
     std::fprintf(stderr, "%s: %s\n", what_.c_str(), text.c_str());

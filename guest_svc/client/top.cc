@@ -92,7 +92,7 @@ void Show(const Options& options, const std::vector<TopRow>& rows) {
   const bool terminal = isatty(STDOUT_FILENO) != 0 && !options.once;
   if (terminal) std::fputs("\033[H\033[J", stdout);
   if (!options.once) {
-    std::printf("%s  %s, %zu sessions, modelled by %s\n",
+    std::printf("%s  %s, sessions: %zu, modelled by %s\n",
                 absl::FormatTime("%H:%M:%S", absl::Now(), absl::LocalTimeZone()).c_str(),
                 options.hypervisor.c_str(), rows.size(), options.cost_preset.c_str());
   }

@@ -396,7 +396,7 @@ class Processes(unittest.TestCase):
             self.assertEqual(top.wait(timeout=20), 0)
             top.stdout.close()
             self.assertNotIn("\033", "".join(lines))
-            self.assertEqual(sum("1 sessions" in line for line in lines), 2)
+            self.assertEqual(sum("sessions: 1," in line for line in lines), 2)
             self.assertTrue(sessions[0]["connected"])
             self.assertGreater(sessions[0]["descriptors"], 20)
             # Its hypervisor gone, the guest must say so, not hang.

@@ -157,9 +157,9 @@ class Report(unittest.TestCase):
             cls.path = f"{cls.folder.name}/report.html"
             # Sizes between which lazy-single and strict swap places.
             result = subprocess.run(
-                [BIN / "viommu", "compare", "--workload=nic-rx-classic", "--ops=4000",
+                [BIN / "viommu", "compare", "--workload=nic-rx-classic", "--ops=2000",
                  "--policies=strict,lazy,lazy-single,lazy-psi", "--strategies=walk,snapshot",
-                 "--live_pages=256,4096,65536", f"--report={cls.path}", "--sensitivity",
+                 "--live_pages=256,4096,32768", f"--report={cls.path}", "--sensitivity",
                  f"--json={cls.folder.name}/report.json"],
                 capture_output=True, text=True, timeout=240)
             assert result.returncode == 0, result.stderr
