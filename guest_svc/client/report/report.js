@@ -13,7 +13,7 @@
   const prices = Object.fromEntries(constants.map((c) => [c.name, c.value_ns]));
   const state = {
     strategy: strategies[0], vcpus: vcpus[0], live: Math.max(...rows.map((r) => r.live_pages)),
-    share: false, policy: policies[0], answer: "time",
+    share: false, policy: policies.find((p) => p !== "strict") ?? policies[0], answer: "time",
   };
 
   // ---- numbers for people -------------------------------------------------------------------
