@@ -129,7 +129,7 @@ class LogReader {
 
 double Samples::Percentile(double part) const {
   std::vector<double> sorted = values_;
-  const auto at = static_cast<std::ptrdiff_t>(part * static_cast<double>(sorted.size() - 1) + 0.5);
+  const auto at = std::llround(part * static_cast<double>(sorted.size() - 1));
   std::nth_element(sorted.begin(), sorted.begin() + at, sorted.end());
   return sorted[static_cast<size_t>(at)];
 }
