@@ -99,7 +99,12 @@ absl::Status DmaService::Map(GuestMachine& machine, const v1::MapRequest& reques
   absl::StatusOr<Iova> iova = machine.Map(request.domain(), segments, *access, request.vcpu());
   // The answer tells a device about the mapping.
   if (iova.ok()) {
-    if (absl::Status synced = machine.SyncMaps(); !synced.ok()) iova = synced;
+    if (absl::Status synced = machine.SyncMaps(); !synced.ok()) {
+      if (machine.Holds(request.domain(), *iova)) {
+        if (absl::Status s = machine.Abandon(request.domain(), *iova); !s.ok()) return s;
+      }
+      iova = synced;
+    }
   }
   if (!iova.ok()) {
     if (buffer.has_value()) machine.FreeBuffer(buffer->first, buffer->size_bytes);
@@ -139,16 +144,19 @@ absl::Status DmaService::DoUnmap(Deadline deadline, const v1::UnmapRequest& requ
     status = host_.Run(deadline, [&](GuestMachine& machine) {
       const absl::StatusOr<UnmapOutcome> outcome = machine.Unmap(
           request.domain(), Iova(request.iova()), request.size_bytes(), request.vcpu());
-      if (!outcome.ok()) return outcome.status();
-      response->set_deferred(outcome->deferred);
-      // As a driver does: the memory is free once its unmap returned, deferred or not.
+      // As a driver does: the memory is free once its unmap returned, deferred or not. One that
+      // failed half-way returns its memory with its IOVA.
+      if (!outcome.ok() && machine.Holds(request.domain(), Iova(request.iova()))) {
+        return outcome.status();
+      }
+      if (outcome.ok()) response->set_deferred(outcome->deferred);
       absl::MutexLock lock(&mu_);
       const auto buffer = buffers_.find({request.domain(), request.iova()});
       if (buffer != buffers_.end()) {
         machine.FreeBuffer(buffer->second.first, buffer->second.size_bytes);
         buffers_.erase(buffer);
       }
-      return absl::OkStatus();
+      return outcome.status();
     });
   }
   metrics_.CountOp(DmaOpKind::kUnmap, status.code());

@@ -18,6 +18,11 @@ using Steady = std::chrono::steady_clock;
 
 // The longest an operation waits for the hypervisor or for the machine, whatever its caller allows.
 constexpr milliseconds kMaxWait{10'000};
+// A caller reads why rather than its own clock's verdict: the answer is sent this long, or a
+// quarter of the time that is left, before its deadline.
+constexpr milliseconds kAnswerTime{500};
+// Whoever had to wait for the machine still gets this long for its own invalidation.
+constexpr milliseconds kLeastWait{100};
 // A guest that just started gives its hypervisor this long before calls fail.
 constexpr milliseconds kBringUpWait{2'000};
 constexpr milliseconds kFirstRetry{50};
@@ -155,15 +160,16 @@ void MachineHost::Tick() {
 void MachineHost::RunUntilStopped() {
   milliseconds retry = kFirstRetry;
   const milliseconds tick(std::max(1u, 1000 / options_.machine.hz));
+  Time next = Steady::now();
   while (true) {
-    bool up = false;
+    // Not AwaitWithTimeout: that waits by the system clock, which may jump back by hours.
+    std::this_thread::sleep_for(tick);
     {
       absl::MutexLock lock(&mu_);
-      up = up_;
-      retry = up ? kFirstRetry : std::min(retry * 2, kMaxRetry);
-      if (mu_.AwaitWithTimeout(absl::Condition(&stop_), absl::FromChrono(up ? tick : retry))) {
-        return;
-      }
+      if (stop_) return;
+      if (!up_ && Steady::now() < next) continue;
+      retry = up_ ? kFirstRetry : std::min(retry * 2, kMaxRetry);
+      next = Steady::now() + retry;
     }
     // While an operation has the machine it also runs the timers that matter to it.
     if (!TakeTurn(Steady::now() + tick)) continue;
@@ -175,9 +181,10 @@ void MachineHost::RunUntilStopped() {
 absl::Status MachineHost::Run(std::chrono::system_clock::time_point deadline,
                               absl::FunctionRef<absl::Status(GuestMachine&)> work) {
   const Time now = Steady::now();
-  const auto given = deadline - std::chrono::system_clock::now();
-  const Time until =
-      given > kMaxWait ? now + kMaxWait : now + std::chrono::duration_cast<milliseconds>(given);
+  // Not beyond kMaxWait: a caller without a deadline gives more than milliseconds can hold.
+  const auto given = std::chrono::duration_cast<milliseconds>(std::min<Steady::duration>(
+      deadline - std::chrono::system_clock::now(), kMaxWait + kAnswerTime));
+  const Time until = now + given - std::min(given / 4, kAnswerTime);
   {
     absl::MutexLock lock(&mu_);
     const absl::Duration wait =
@@ -189,19 +196,24 @@ absl::Status MachineHost::Run(std::chrono::system_clock::time_point deadline,
     }
   }
   if (!TakeTurn(until)) {
+    if (!AllConnected()) return Away();
     return absl::DeadlineExceededError(
         "other operations had the guest until the deadline; nothing was done");
   }
   absl::Cleanup end = [this] { EndTurn(); };
   while (!AllConnected()) {
-    if (Steady::now() >= until) {
-      return absl::DeadlineExceededError(
-          absl::StrCat("the hypervisor at ", options_.hypervisor,
-                       " is away; nothing was done, call again once hypervisor_svc runs again"));
-    }
+    if (Steady::now() >= until) return Away();
     PollSinks(kPollStep);
   }
+  machine_->set_deadline(std::max(until, Steady::now() + kLeastWait));
+  absl::Cleanup no_deadline = [this] { machine_->set_deadline(Time::max()); };
   return work(*machine_);
+}
+
+absl::Status MachineHost::Away() const {
+  return absl::DeadlineExceededError(
+      absl::StrCat("the hypervisor at ", options_.hypervisor,
+                   " is away; nothing was done, call again once hypervisor_svc runs again"));
 }
 
 PolicyDecision MachineHost::policy() {

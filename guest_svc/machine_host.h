@@ -68,6 +68,7 @@ class MachineHost {
   // These need the turn.
   absl::Status BringUp();
   bool AllConnected() const;
+  absl::Status Away() const;
   void PollSinks(absl::Duration wait);
   void Tick();
   void RunUntilStopped() ABSL_LOCKS_EXCLUDED(mu_);

@@ -140,6 +140,7 @@ absl::StatusOr<DomainId> GuestMachineImpl::AttachDevice(uint32_t id, SourceId si
   }
   DmaDomain& domain = **found;
   BeginOp(op_vcpu_);
+  if (absl::Status status = FinishOutstanding(); !status.ok()) return status;
   if (domain_of_device_.contains(sid)) {
     if (absl::Status status = DetachLocked(sid); !status.ok()) return status;
   }
@@ -192,6 +193,7 @@ absl::StatusOr<DomainId> GuestMachineImpl::AttachDevice(uint32_t id, SourceId si
       }
     }
   }
+  if (status.ok()) ReleaseCovered();
   EndOp();
   if (!status.ok()) return status;
   return did;
@@ -200,7 +202,9 @@ absl::StatusOr<DomainId> GuestMachineImpl::AttachDevice(uint32_t id, SourceId si
 absl::Status GuestMachineImpl::DetachDevice(SourceId sid) {
   absl::MutexLock lock(&mu_);
   BeginOp(op_vcpu_);
-  absl::Status status = DetachLocked(sid);
+  absl::Status status = FinishOutstanding();
+  if (status.ok()) status = DetachLocked(sid);
+  if (status.ok()) ReleaseCovered();
   EndOp();
   return status;
 }
@@ -257,7 +261,8 @@ absl::Status GuestMachineImpl::CheckSegments(std::span<const Segment> segments) 
 }
 
 absl::Status GuestMachineImpl::MapLocked(DmaDomain& domain, Iova iova,
-                                         std::span<const Segment> segments, Access access) {
+                                         std::span<const Segment> segments, Access access,
+                                         bool allocated) {
   // __domain_mapping sets DMA_FL_PTE_PRESENT, which is the read bit of a second-stage entry: what
   // Linux maps for writing can be read, too (seen in the memory images of real guests).
   access.read = access.read || access.write;
@@ -299,18 +304,21 @@ absl::Status GuestMachineImpl::MapLocked(DmaDomain& domain, Iova iova,
   if (!status.ok()) {
     // Nothing was told to a device yet. The tables may be cached by now, so they wait for the next
     // invalidation that is known to be done.
-    FlushEntry entry{done, false, std::move(replaced)};
+    uint64_t size_bytes = 0;
+    for (const Segment& segment : segments) size_bytes += segment.size_bytes;
+    FlushEntry entry{MakeRange(iova, size_bytes), allocated, std::move(replaced)};
     if (!done.empty()) {
       if (auto undone = domain.table->Unmap(done); undone.ok()) {
         entry.freed_tables.insert(entry.freed_tables.end(), undone->freed_tables.begin(),
                                   undone->freed_tables.end());
       }
     }
-    if (!done.empty() && !domain.tags.empty() &&
-        !InvalidateRange(domain, done, false, false).ok()) {
+    // Who just waited in vain does not wait a second time.
+    if (!Drained() || (!done.empty() && !domain.tags.empty() &&
+                       !InvalidateRange(domain, done, false, false).ok())) {
       KeepUnfinished(domain.id, std::move(entry));
     } else {
-      domain.table->FreeTables(entry.freed_tables);
+      Release(domain, std::move(entry), op_vcpu_);
     }
     return status;
   }
@@ -360,22 +368,18 @@ absl::StatusOr<Iova> GuestMachineImpl::Map(uint32_t id, std::span<const Segment>
     // Each segment is reached at its own guest-physical address.
     return Iova(segments.front().guest_pa.value());
   }
-  auto iova = AllocateIova(domain, size_bytes);
-  absl::Status status = iova.status();
+  absl::StatusOr<Iova> iova = Iova(0);
+  absl::Status status = FinishOutstanding();
   if (status.ok()) {
-    status = MapLocked(domain, *iova, segments, access);
-    if (status.ok()) {
-      domain.allocated[iova->value()] = size_bytes;
-      ++stats_.maps;
-    } else if (unfinished_.empty()) {
-      FreeIova(domain, MakeRange(*iova, size_bytes), op_vcpu_);
-    } else {
-      // Its invalidation is outstanding: the IOVA goes back when that is done.
-      unfinished_.back().entry.range = MakeRange(*iova, size_bytes);
-      unfinished_.back().entry.allocated = true;
-    }
+    iova = AllocateIova(domain, size_bytes);
+    status = iova.status();
   }
-  if (!status.ok()) ++stats_.map_failures;
+  if (status.ok()) status = MapLocked(domain, *iova, segments, access, /*allocated=*/true);
+  if (status.ok()) {
+    domain.allocated[iova->value()] = size_bytes;
+    ReleaseCovered();
+  }
+  ++(status.ok() ? stats_.maps : stats_.map_failures);
   EndOp();
   if (!status.ok()) return status;
   return *iova;
@@ -392,7 +396,9 @@ absl::Status GuestMachineImpl::MapAt(uint32_t id, Iova iova, std::span<const Seg
   if ((*found)->pass_through) {
     for (const Segment& s : segments) stats_.pages_mapped += s.size_bytes / kPageSize;
   } else {
-    status = MapLocked(**found, iova, segments, access);
+    status = FinishOutstanding();
+    if (status.ok()) status = MapLocked(**found, iova, segments, access, /*allocated=*/false);
+    if (status.ok()) ReleaseCovered();
   }
   ++(status.ok() ? stats_.maps : stats_.map_failures);
   EndOp();
@@ -489,7 +495,10 @@ absl::StatusOr<UnmapOutcome> GuestMachineImpl::Unmap(uint32_t id, Iova iova, uin
     EndOp();
     return UnmapOutcome{};
   }
-  auto outcome = UnmapLocked(**found, range, op_vcpu_);
+  absl::Status finished = FinishOutstanding();
+  absl::StatusOr<UnmapOutcome> outcome =
+      finished.ok() ? UnmapLocked(**found, range, op_vcpu_) : finished;
+  if (outcome.ok()) ReleaseCovered();
   ++(outcome.ok() ? stats_.unmaps : stats_.unmap_failures);
   EndOp();
   return outcome;
@@ -501,6 +510,7 @@ absl::Status GuestMachineImpl::MapResident(uint32_t id, Iova first, uint64_t pag
   if (!found.ok()) return found.status();
   DmaDomain& domain = **found;
   if (domain.pass_through || pages == 0) return absl::OkStatus();
+  if (absl::Status status = FinishOutstanding(); !status.ok()) return status;
   if (absl::Status status = domain.iovas->Reserve(MakeRange(first, pages * kPageSize));
       !status.ok()) {
     return status;

@@ -3,6 +3,7 @@
 #ifndef VIOMMU_IOMMU_CORE_DMA_GUEST_MACHINE_H_
 #define VIOMMU_IOMMU_CORE_DMA_GUEST_MACHINE_H_
 
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -70,7 +71,8 @@ struct GuestStats {
   ModelledCost modelled;                  // priced counts, all vCPUs
 };
 
-// Calls serialise on one lock (the queue's); any thread may call.
+// Calls serialise on one lock (the queue's); any thread may call. While an invalidation is
+// outstanding no call changes a table: it waits, then fails with "nothing was done".
 class GuestMachine {
  public:
   // `ram`, `clock` and `sinks` (one per vIOMMU of the config, in order) outlive the machine. Frames
@@ -107,9 +109,19 @@ class GuestMachine {
   // does so before it tells a device about any of the mappings. Nothing to do otherwise.
   virtual absl::Status SyncMaps() = 0;
 
-  // Free guest pages for buffers, contiguous.
+  // No wait for an invalidation goes on after `until`, until this is called again.
+  virtual void set_deadline(std::chrono::steady_clock::time_point until) = 0;
+
+  // Free guest pages for buffers, contiguous. What is freed while an invalidation is outstanding is
+  // handed out again once it is done.
   virtual absl::StatusOr<GuestPhys> AllocateBuffer(uint64_t size_bytes) = 0;
   virtual void FreeBuffer(GuestPhys first, uint64_t size_bytes) = 0;
+
+  // Undoes a Map whose SyncMaps failed, at once: its IOVA goes back when an invalidation that
+  // covers it is done. InvalidArgument: Map made no mapping there.
+  virtual absl::Status Abandon(uint32_t domain, Iova iova) = 0;
+  // True: what Map mapped there was not unmapped yet.
+  virtual bool Holds(uint32_t domain, Iova iova) const = 0;
 
   // Sends everything deferred and waits; returns the entries released.
   virtual absl::StatusOr<uint64_t> FlushDeferred() = 0;

@@ -39,6 +39,9 @@ class GuestMachineImpl final : public GuestMachine {
                                      uint32_t vcpu) override;
   absl::Status MapResident(uint32_t domain, Iova first, uint64_t pages) override;
   absl::Status SyncMaps() override;
+  absl::Status Abandon(uint32_t domain, Iova iova) override;
+  bool Holds(uint32_t domain, Iova iova) const override;
+  void set_deadline(std::chrono::steady_clock::time_point until) override;
   absl::StatusOr<GuestPhys> AllocateBuffer(uint64_t size_bytes) override;
   void FreeBuffer(GuestPhys first, uint64_t size_bytes) override;
   absl::StatusOr<uint64_t> FlushDeferred() override;
@@ -60,10 +63,11 @@ class GuestMachineImpl final : public GuestMachine {
     std::unique_ptr<IommuDriver> driver;
     double lock_free_ns = 0;  // modelled: when the queue's lock is next free
   };
-  // An unmapped range whose invalidation was submitted but is not known to be done.
+  // An unmapped range whose invalidation is not known to be done, or was never sent.
   struct Unfinished {
     uint32_t domain = 0;
     FlushEntry entry;
+    bool covered = false;  // by an invalidation that is done
   };
   // `lazy-psi`: one machine-wide table, as Intel's driver had (deferred_flush).
   struct DeferredPsi {
@@ -78,14 +82,15 @@ class GuestMachineImpl final : public GuestMachine {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   static void FreeIova(DmaDomain& domain, IovaRange range, uint32_t vcpu);
   absl::Status DetachLocked(SourceId sid) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // On failure nothing stays mapped; `allocated`: the IOVA goes back when no device can know it.
   absl::Status MapLocked(DmaDomain& domain, Iova iova, std::span<const Segment> segments,
-                         Access access) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+                         Access access, bool allocated) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::StatusOr<UnmapOutcome> UnmapLocked(DmaDomain& domain, IovaRange range, uint32_t vcpu)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // The guest page behind each page of `range`, skipping what is not mapped.
   static std::vector<uint64_t> PagesOf(const DmaDomain& domain, IovaRange range);
 
-  // --- invalidation.cc
+  // --- invalidation.cc, outstanding.cc
   // One doorbell on one unit: counts it, prices it, and moves the modelled time of this operation.
   absl::StatusOr<SinkCompletion> Submit(uint32_t unit,
                                         std::span<const vtd::RawDescriptor> descriptors,
@@ -131,9 +136,16 @@ class GuestMachineImpl final : public GuestMachine {
   void Release(DmaDomain& domain, FlushEntry&& entry, uint32_t vcpu)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void KeepUnfinished(uint32_t domain, FlushEntry entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
-    unfinished_.push_back({domain, std::move(entry)});
+    unfinished_.push_back({domain, std::move(entry), false});
   }
-  void ReleaseUnfinished() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Waits for what an earlier call left outstanding, and invalidates again what that covered: some
+  // of it may never have been sent. Not OK: "nothing was done", and the caller does nothing either.
+  absl::Status FinishOutstanding() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Gives back what FinishOutstanding covered, at the end of an operation that succeeded.
+  void ReleaseCovered() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  bool Drained() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  bool AllCovered() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void FreeBufferLocked(GuestPhys first, uint64_t size_bytes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   uint64_t QueuedEntries() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   // Modelled time of the operation in progress.
@@ -161,6 +173,8 @@ class GuestMachineImpl final : public GuestMachine {
   std::map<SourceId, uint32_t> domain_of_device_ ABSL_GUARDED_BY(mu_);
   uint32_t next_domain_ ABSL_GUARDED_BY(mu_) = 0;
   std::vector<Unfinished> unfinished_ ABSL_GUARDED_BY(mu_);
+  // Freed while something was outstanding: a device may still reach them.
+  std::vector<std::pair<GuestPhys, uint64_t>> parked_buffers_ ABSL_GUARDED_BY(mu_);
   std::vector<DeferredPsi> deferred_psi_ ABSL_GUARDED_BY(mu_);
   std::optional<uint64_t> deferred_psi_timer_ns_ ABSL_GUARDED_BY(mu_);
   uint32_t deferred_psi_cpu_ ABSL_GUARDED_BY(mu_) = 0;

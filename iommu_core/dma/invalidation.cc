@@ -92,7 +92,6 @@ absl::StatusOr<SinkCompletion> GuestMachineImpl::Submit(
   CountDescriptors(descriptors);
   ++stats_.descriptors_wait;
   if (!done.ok()) return done;
-  ReleaseUnfinished();
 
   stats_.sync += done->cost;
   stats_.stale_dma_hits += done->stale_dma_hits;
@@ -137,7 +136,7 @@ vtd::RawDescriptor GuestMachineImpl::DeviceTlbDescriptor(SourceId sid, IovaRange
 
 bool GuestMachineImpl::SettledAfter(const DmaDomain* domain) const {
   const uint64_t going = domain == nullptr ? 0 : exposure_.stale_pages_of(domain->id);
-  return exposure_.stale_pages() == going && unsynced_maps_.empty() && unfinished_.empty();
+  return exposure_.stale_pages() == going && unsynced_maps_.empty() && AllCovered();
 }
 
 absl::Status GuestMachineImpl::InvalidateDeviceTlbs(DmaDomain& domain, uint32_t unit,
@@ -357,19 +356,6 @@ void GuestMachineImpl::Release(DmaDomain& domain, FlushEntry&& entry, uint32_t v
   if (entry.allocated) FreeIova(domain, entry.range, vcpu);
 }
 
-void GuestMachineImpl::ReleaseUnfinished() {
-  if (unfinished_.empty()) return;
-  for (const Unit& unit : units_) {
-    if (!unit.driver->drained()) return;
-  }
-  for (Unfinished& u : std::exchange(unfinished_, {})) {
-    const auto found = domains_.find(u.domain);
-    if (found == domains_.end()) continue;
-    exposure_.Revoke(u.domain, u.entry.range, ExposureNowNs());
-    Release(*found->second, std::move(u.entry), 0);
-  }
-}
-
 absl::Status GuestMachineImpl::SyncMapsLocked() {
   if (unsynced_maps_.empty()) return absl::OkStatus();
   std::map<uint32_t, std::vector<IovaRange>> by_domain;
@@ -406,7 +392,9 @@ absl::Status GuestMachineImpl::SyncMapsLocked() {
 absl::Status GuestMachineImpl::SyncMaps() {
   absl::MutexLock lock(&mu_);
   BeginOp(op_vcpu_);
-  absl::Status status = SyncMapsLocked();
+  absl::Status status = FinishOutstanding();
+  if (status.ok()) status = SyncMapsLocked();
+  if (status.ok()) ReleaseCovered();
   EndOp();
   return status;
 }
@@ -419,12 +407,14 @@ absl::StatusOr<uint64_t> GuestMachineImpl::FlushDeferred() {
 absl::StatusOr<uint64_t> GuestMachineImpl::FlushDeferredLocked() {
   BeginOp(0);
   const uint64_t before = stats_.flushed_entries;
-  absl::Status status = SyncMapsLocked();
+  absl::Status status = FinishOutstanding();
+  if (status.ok()) status = SyncMapsLocked();
   for (auto& [id, domain] : domains_) {
     if (!status.ok()) break;
     if (domain->queue != nullptr) status = domain->queue->FlushAll(0);
   }
   if (status.ok()) status = FlushDeferredPsi(FlushReason::kSync);
+  if (status.ok()) ReleaseCovered();
   EndOp();
   if (!status.ok()) return status;
   return stats_.flushed_entries - before;
@@ -432,6 +422,7 @@ absl::StatusOr<uint64_t> GuestMachineImpl::FlushDeferredLocked() {
 
 std::optional<uint64_t> GuestMachineImpl::NextTimerNs() const {
   absl::MutexLock lock(&mu_);
+  if (!Drained() || !AllCovered()) return clock_.NowNs();
   std::optional<uint64_t> next = deferred_psi_timer_ns_;
   for (const auto& [id, domain] : domains_) {
     if (domain->queue == nullptr) continue;
@@ -444,6 +435,10 @@ std::optional<uint64_t> GuestMachineImpl::NextTimerNs() const {
 absl::Status GuestMachineImpl::RunTimers() {
   absl::MutexLock lock(&mu_);
   const uint64_t now = clock_.NowNs();
+  BeginOp(op_vcpu_);
+  absl::Status finished = FinishOutstanding();
+  EndOp();
+  if (!finished.ok()) return finished;
   // A timer that re-arms within this call fires after `now`, so each fires at most once.
   if (deferred_psi_timer_ns_ && *deferred_psi_timer_ns_ <= now) {
     BeginOp(deferred_psi_cpu_);

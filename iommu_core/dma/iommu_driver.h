@@ -41,8 +41,8 @@ class IommuDriver {
                                                              DescriptorHook hook);
 
   // qi_submit_sync: descriptors, one wait, one tail write; returns when the status word says done.
-  // At most kMaxBatch. Unavailable, DeadlineExceeded: submitted but not known to be done; it and
-  // everything before it is done once any later call succeeds. QueueError: a descriptor was
+  // At most kMaxBatch. Unavailable, DeadlineExceeded: submitted, or behind an earlier one and not
+  // even that; what they covered must be submitted again after Drain. QueueError: a descriptor was
   // refused.
   absl::StatusOr<SinkCompletion> Submit(std::span<const vtd::RawDescriptor> descriptors,
                                         bool settled);
@@ -66,6 +66,7 @@ class IommuDriver {
   VtdUnit& unit() { return unit_; }
   const vtd::Capabilities& caps() const { return caps_; }
   void set_timeout(absl::Duration timeout) { backend_.set_timeout(timeout); }
+  void set_deadline(std::chrono::steady_clock::time_point until) { backend_.set_deadline(until); }
   void set_hook(DescriptorHook hook) { hook_ = std::move(hook); }
 
  private:

@@ -24,6 +24,11 @@ absl::StatusOr<GuestPhys> GuestMachineImpl::AllocateBuffer(uint64_t size_bytes) 
 
 void GuestMachineImpl::FreeBuffer(GuestPhys first, uint64_t size_bytes) {
   absl::MutexLock lock(&mu_);
+  if (Drained() && unfinished_.empty()) return FreeBufferLocked(first, size_bytes);
+  parked_buffers_.emplace_back(first, size_bytes);
+}
+
+void GuestMachineImpl::FreeBufferLocked(GuestPhys first, uint64_t size_bytes) {
   uint64_t begin = first.value();
   uint64_t size = AlignUp(size_bytes, kPageSize);
   auto next = free_buffers_.lower_bound(begin);
@@ -40,6 +45,12 @@ void GuestMachineImpl::FreeBuffer(GuestPhys first, uint64_t size_bytes) {
     }
   }
   free_buffers_[begin] = size;
+}
+
+bool GuestMachineImpl::Holds(uint32_t id, Iova iova) const {
+  absl::MutexLock lock(&mu_);
+  const auto found = domains_.find(id);
+  return found != domains_.end() && found->second->allocated.contains(iova.value());
 }
 
 PolicyDecision GuestMachineImpl::policy() const {

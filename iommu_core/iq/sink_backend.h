@@ -2,6 +2,7 @@
 #ifndef VIOMMU_IOMMU_CORE_IQ_SINK_BACKEND_H_
 #define VIOMMU_IOMMU_CORE_IQ_SINK_BACKEND_H_
 
+#include <chrono>
 #include <cstdint>
 #include <optional>
 #include <span>
@@ -25,6 +26,8 @@ class SinkBackend final : public UnitBackend {
   void SetNext(std::vector<DeviceTouch> touches, bool settled);
   // How long a doorbell waits for its completion before it is left outstanding.
   void set_timeout(absl::Duration timeout) { timeout_ = timeout; }
+  // Beside that, no wait goes on after `until`.
+  void set_deadline(std::chrono::steady_clock::time_point until) { deadline_ = until; }
   // The completion of the last doorbell that completed, once.
   std::optional<SinkCompletion> TakeCompletion();
 
@@ -38,8 +41,11 @@ class SinkBackend final : public UnitBackend {
   }
 
  private:
+  absl::Duration WaitTime() const;
+
   InvalidationSink& sink_;
   absl::Duration timeout_ = absl::Seconds(10);
+  std::chrono::steady_clock::time_point deadline_ = std::chrono::steady_clock::time_point::max();
   std::vector<DeviceTouch> touches_;
   bool settled_ = false;
   std::optional<uint64_t> outstanding_;  // ticket of the doorbell that is being awaited

@@ -10,8 +10,10 @@
 namespace viommu {
 namespace {
 
+using ::testing::Contains;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::IsEmpty;
 using vtd::ContextCacheInvalidate;
 using vtd::Granularity;
 using vtd::IotlbInvalidate;
@@ -290,6 +292,69 @@ TEST_F(GuestMachineTest, UnansweredUnmapKeepsItsIova) {
   const Iova other = MapPages(1);
   EXPECT_NE(other, iova);
   EXPECT_EQ(machine_->stats().iova_allocated_bytes, kPageSize);
+}
+
+// What was not sent because an earlier invalidation is outstanding is never taken for done.
+TEST_F(GuestMachineTest, NoTableIsChangedWhileAnInvalidationIsOutstanding) {
+  GuestConfig config;
+  config.iommu_caching_mode = {true, true};
+  Make(config);
+  domain_ = *machine_->CreateDomain(64);
+  ASSERT_TRUE(machine_->AttachDevice(domain_, kNvme, 0, false).ok());
+  ASSERT_TRUE(machine_->AttachDevice(domain_, kNic, 1, false).ok());
+  const Iova first = MapPages(0);
+  const Iova second = MapPages(1);
+  for (size_t i : {0, 1}) sinks_[i]->Clear();
+  sinks_[0]->await_status = absl::DeadlineExceededError("no answer");
+  EXPECT_TRUE(absl::IsDeadlineExceeded(machine_->Unmap(domain_, first, kPageSize, 0).status()));
+  EXPECT_THAT(Sent(1), IsEmpty());  // it was never this unit's turn
+
+  for (int i = 0; i < 2; ++i) {
+    const auto unmapped = machine_->Unmap(domain_, second, kPageSize, 0);
+    EXPECT_THAT(std::string(unmapped.status().message()), HasSubstr("nothing was done"));
+    const Segment segment{GuestPhys(300 * kPageSize), kPageSize};
+    const auto mapped = machine_->Map(domain_, {&segment, 1}, kReadWrite, 0);
+    EXPECT_THAT(std::string(mapped.status().message()), HasSubstr("nothing was done"));
+  }
+  EXPECT_TRUE(machine_->Holds(domain_, second));
+  EXPECT_FALSE(machine_->Holds(domain_, first));
+  EXPECT_THAT(Sent(0), ElementsAre("psi2 am0"));
+  EXPECT_EQ(machine_->stats().iova_allocated_bytes, 2 * kPageSize);
+
+  sinks_[0]->await_status = absl::OkStatus();
+  EXPECT_EQ(machine_->NextTimerNs(), clock_.NowNs());
+  ASSERT_TRUE(machine_->RunTimers().ok());
+  EXPECT_THAT(Sent(0), ElementsAre("psi2 am0"));
+  EXPECT_THAT(Sent(1), ElementsAre("psi2 am0"));
+  EXPECT_EQ(machine_->NextTimerNs(), std::nullopt);
+  ASSERT_TRUE(machine_->Unmap(domain_, second, kPageSize, 0).ok());
+  EXPECT_EQ(machine_->stats().iova_allocated_bytes, 0u);
+}
+
+// Its buffer waits, too: a device may reach it until then.
+TEST_F(GuestMachineTest, AMapThatIsAbandonedKeepsItsIovaUntilItIsInvalidated) {
+  GuestConfig config;
+  config.map_sync = MapSync::kMerged;
+  Make(config);
+  domain_ = *machine_->CreateDomain(64);
+  ASSERT_TRUE(machine_->AttachDevice(domain_, kNvme, 0, false).ok());
+  const GuestPhys buffer = *machine_->AllocateBuffer(kPageSize);
+  const Segment segment{buffer, kPageSize};
+  const Iova iova = *machine_->Map(domain_, {&segment, 1}, kReadWrite, 0);
+  sinks_[0]->await_status = absl::DeadlineExceededError("no answer");
+  EXPECT_FALSE(machine_->SyncMaps().ok());
+  ASSERT_TRUE(machine_->Abandon(domain_, iova).ok());
+  EXPECT_TRUE(absl::IsInvalidArgument(machine_->Abandon(domain_, iova)));
+  machine_->FreeBuffer(buffer, kPageSize);
+  EXPECT_NE(*machine_->AllocateBuffer(kPageSize), buffer);
+  EXPECT_EQ(machine_->stats().iova_allocated_bytes, kPageSize);
+  EXPECT_EQ(machine_->stats().maps, 0u);
+  sinks_[0]->await_status = absl::OkStatus();
+  sinks_[0]->Clear();
+  ASSERT_TRUE(machine_->FlushDeferred().ok());
+  EXPECT_THAT(Sent(), Contains(HasSubstr("psi2 am0")));
+  EXPECT_EQ(machine_->stats().iova_allocated_bytes, 0u);
+  EXPECT_EQ(*machine_->AllocateBuffer(kPageSize), buffer);
 }
 
 TEST_F(GuestMachineTest, MergedMapsWaitForOneSubmission) {

@@ -66,6 +66,9 @@ class FakeMachine final : public GuestMachine {
     ++map_syncs;
     return absl::OkStatus();
   }
+  absl::Status Abandon(uint32_t, Iova) override { return absl::OkStatus(); }
+  bool Holds(uint32_t, Iova) const override { return false; }
+  void set_deadline(std::chrono::steady_clock::time_point) override {}
   absl::StatusOr<GuestPhys> AllocateBuffer(uint64_t) override { return GuestPhys(0); }
   void FreeBuffer(GuestPhys, uint64_t) override {}
   absl::StatusOr<uint64_t> FlushDeferred() override {
