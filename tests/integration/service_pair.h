@@ -54,6 +54,8 @@ class HypervisorCalls {
 };
 
 class ServicePair {
+  TempFolder folder_;  // first: the addresses are in it
+
  public:
   ServicePair();
 
@@ -80,7 +82,6 @@ class ServicePair {
   const TempFolder& folder() const { return folder_; }
 
  private:
-  TempFolder folder_;
   std::unique_ptr<ServiceProcess> hypervisor_process_;
   std::unique_ptr<ServiceProcess> guest_process_;
   std::unique_ptr<HypervisorCalls> hypervisor_;
