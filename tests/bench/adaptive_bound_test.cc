@@ -60,11 +60,13 @@ TEST_P(AdaptiveBoundTest, KeepsTheStaleAgeBoundThatItIsGiven) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(All, AdaptiveBoundTest,
-                         ::testing::Combine(::testing::Values("bare-metal", "in-kernel-trap",
-                                                              "qemu-trap", "nested-queue"),
+INSTANTIATE_TEST_SUITE_P(Trapped, AdaptiveBoundTest,
+                         ::testing::Combine(::testing::Values("in-kernel-trap", "qemu-trap"),
                                             ::testing::Values(Strategy::kWalk,
                                                               Strategy::kSnapshot)));
+INSTANTIATE_TEST_SUITE_P(InHardware, AdaptiveBoundTest,
+                         ::testing::Combine(::testing::Values("bare-metal", "nested-queue"),
+                                            ::testing::Values(Strategy::kNested)));
 
 }  // namespace
 }  // namespace viommu

@@ -1,8 +1,9 @@
 // adaptive_table [--ops=N] [--presets=a,b] [--strategies=a,b] [--live_pages=N,...]
 // [--inputs=a,b] [--vcpus=N]: what `adaptive` costs beside the static policies of the same
 // stale-age bound, as a Markdown table of modelled ns per unmap. Inputs are workloads and `trace`,
-// the main trace. Exits 1 if `adaptive` anywhere costs more than 1.1 x the best of them or exceeds
-// its bound.
+// the main trace. Unless told otherwise, the strategy of a preset in which nobody walks in software
+// is `nested`, and of the others `walk` and `snapshot`. Exits 1 if `adaptive` anywhere costs more
+// than 1.1 x the best of them or exceeds its bound.
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
@@ -34,7 +35,7 @@ constexpr Policy kPolicies[] = {Policy::kStrict, Policy::kLazy, Policy::kLazyPsi
 
 struct Options {
   std::vector<std::string> presets = {"bare-metal", "in-kernel-trap", "qemu-trap", "nested-queue"};
-  std::vector<std::string> strategies = {"walk", "snapshot"};
+  std::vector<std::string> strategies;  // empty: those that the preset can have
   std::vector<std::string> inputs = {"trace", "nic-rx-classic", "mixed", "nvme-4k-rr"};
   std::vector<uint64_t> live_pages = {1024, 16384, 131072};
   uint64_t ops = 20'000;
@@ -84,6 +85,12 @@ Options ParseArgs(int argc, char** argv) {
   return options;
 }
 
+std::vector<std::string> StrategiesOf(const CostModel& model, const Options& options) {
+  if (!options.strategies.empty()) return options.strategies;
+  if (model.leaf_visit_ns == 0) return {"nested"};
+  return {"walk", "snapshot"};
+}
+
 class Inputs {
  public:
   explicit Inputs(const Options& options) : options_(options) {}
@@ -118,7 +125,7 @@ int Main(int argc, char** argv) {
       "|---|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n");
   for (const std::string& preset : options.presets) {
     const CostModel model = Value(LoadCostModel(preset));
-    for (const std::string& strategy : options.strategies) {
+    for (const std::string& strategy : StrategiesOf(model, options)) {
       for (const std::string& input : options.inputs) {
         for (const uint64_t live : options.live_pages) {
           std::map<Policy, RunResult> runs;
