@@ -51,11 +51,8 @@ void MachineHost::Start() {
 }
 
 void MachineHost::Stop() {
-  {
-    absl::MutexLock lock(&mu_);
-    if (stop_) return;
-    stop_ = true;
-  }
+  if (stop_.WaitFor(milliseconds(0))) return;
+  stop_.Stop();
   if (thread_.joinable()) thread_.join();
   if (!TakeTurn(Steady::now() + kMaxWait)) return;
   for (const auto& sink : sinks_) {
@@ -68,25 +65,21 @@ void MachineHost::Stop() {
 }
 
 bool MachineHost::TakeTurn(Time deadline) {
-  absl::MutexLock lock(&mu_);
-  const auto free = [](bool* busy) { return !*busy; };
-  const absl::Duration wait = absl::FromChrono(deadline - Steady::now());
-  if (!mu_.AwaitWithTimeout(absl::Condition(+free, &busy_), std::max(wait, absl::ZeroDuration()))) {
-    return false;
-  }
+  SteadyLock lock(&mu_);
+  if (!mu_.AwaitUntil(deadline, [this] { return !busy_; })) return false;
   busy_ = true;
   return true;
 }
 
 void MachineHost::EndTurn() {
-  absl::MutexLock lock(&mu_);
+  SteadyLock lock(&mu_);
   busy_ = false;
 }
 
 absl::Status MachineHost::BringUp() {
   GuestConfig config = options_.machine;
   {
-    absl::MutexLock lock(&mu_);
+    SteadyLock lock(&mu_);
     config.policy = policy_;
     config.force_lazy = force_lazy_;
   }
@@ -135,7 +128,7 @@ void MachineHost::PollSinks(absl::Duration wait) {
 void MachineHost::Tick() {
   if (machine_ == nullptr) {
     const absl::Status status = BringUp();
-    absl::MutexLock lock(&mu_);
+    SteadyLock lock(&mu_);
     up_ = status.ok();
     if (!status.ok() && status != last_error_) {
       spdlog::warn("no hypervisor at {} yet: {}; trying again until there is", options_.hypervisor,
@@ -153,7 +146,7 @@ void MachineHost::Tick() {
     }
   }
   const GuestStats stats = machine_->stats();
-  absl::MutexLock lock(&mu_);
+  SteadyLock lock(&mu_);
   last_stats_ = stats;
 }
 
@@ -161,12 +154,9 @@ void MachineHost::RunUntilStopped() {
   milliseconds retry = kFirstRetry;
   const milliseconds tick(std::max(1u, 1000 / options_.machine.hz));
   Time next = Steady::now();
-  while (true) {
-    // Not AwaitWithTimeout: that waits by the system clock, which may jump back by hours.
-    std::this_thread::sleep_for(tick);
+  while (!stop_.WaitFor(tick)) {
     {
-      absl::MutexLock lock(&mu_);
-      if (stop_) return;
+      SteadyLock lock(&mu_);
       if (!up_ && Steady::now() < next) continue;
       retry = up_ ? kFirstRetry : std::min(retry * 2, kMaxRetry);
       next = Steady::now() + retry;
@@ -186,10 +176,8 @@ absl::Status MachineHost::Run(std::chrono::system_clock::time_point deadline,
       deadline - std::chrono::system_clock::now(), kMaxWait + kAnswerTime));
   const Time until = now + given - std::min(given / 4, kAnswerTime);
   {
-    absl::MutexLock lock(&mu_);
-    const absl::Duration wait =
-        absl::FromChrono(std::min<Steady::duration>(kBringUpWait, until - now));
-    if (!up_ && !mu_.AwaitWithTimeout(absl::Condition(&up_), wait)) {
+    SteadyLock lock(&mu_);
+    if (!mu_.AwaitUntil(std::min<Time>(now + kBringUpWait, until), [this] { return up_; })) {
       return absl::UnavailableError(
           absl::StrCat("no hypervisor at ", options_.hypervisor, " yet (", last_error_.message(),
                        "): start hypervisor_svc --listen=", options_.hypervisor));
@@ -217,14 +205,14 @@ absl::Status MachineHost::Away() const {
 }
 
 PolicyDecision MachineHost::policy() {
-  absl::MutexLock lock(&mu_);
+  SteadyLock lock(&mu_);
   return DecidePolicy(policy_, force_lazy_, options_.machine.iommu_caching_mode);
 }
 
 absl::Status MachineHost::SetPolicy(Policy policy, bool force_lazy) {
   bool up = false;
   {
-    absl::MutexLock lock(&mu_);
+    SteadyLock lock(&mu_);
     up = up_;
   }
   if (up) {
@@ -233,7 +221,7 @@ absl::Status MachineHost::SetPolicy(Policy policy, bool force_lazy) {
             [&](GuestMachine& machine) { return machine.SetPolicy(policy, force_lazy); });
     if (!status.ok()) return status;
   }
-  absl::MutexLock lock(&mu_);
+  SteadyLock lock(&mu_);
   policy_ = policy;
   force_lazy_ = force_lazy;
   return absl::OkStatus();
@@ -265,7 +253,7 @@ void MachineHost::TakeInFaults(absl::Duration wait) {
 
 std::vector<RemoteSink::State> MachineHost::sinks() {
   {
-    absl::MutexLock lock(&mu_);
+    SteadyLock lock(&mu_);
     if (!up_) return {};
   }
   std::vector<RemoteSink::State> out;
@@ -278,10 +266,10 @@ GuestStats MachineHost::stats() {
     GuestStats now;
     if (machine_ != nullptr) now = machine_->stats();
     EndTurn();
-    absl::MutexLock lock(&mu_);
+    SteadyLock lock(&mu_);
     return last_stats_ = now;
   }
-  absl::MutexLock lock(&mu_);
+  SteadyLock lock(&mu_);
   return last_stats_;
 }
 

@@ -22,6 +22,7 @@
 #include "guest_svc/remote_sink.h"
 #include "iommu_core/base/clock.h"
 #include "iommu_core/dma/guest_machine.h"
+#include "svc_common/steady_wait.h"
 
 namespace viommu {
 
@@ -79,9 +80,8 @@ class MachineHost {
   GuestMetrics& metrics_;
   const WallClock clock_;
 
-  absl::Mutex mu_;
+  SteadyMutex mu_;
   bool busy_ ABSL_GUARDED_BY(mu_) = false;
-  bool stop_ ABSL_GUARDED_BY(mu_) = false;
   bool up_ ABSL_GUARDED_BY(mu_) = false;
   absl::Status last_error_ ABSL_GUARDED_BY(mu_);
   GuestStats last_stats_ ABSL_GUARDED_BY(mu_);
@@ -96,6 +96,7 @@ class MachineHost {
   absl::Mutex place_mu_;
   std::map<uint16_t, uint32_t> place_ ABSL_GUARDED_BY(place_mu_);  // source id -> vIOMMU
 
+  StopSignal stop_;
   std::thread thread_;
 };
 

@@ -13,7 +13,7 @@ namespace viommu {
 namespace {
 
 // How often broken sessions are looked at; a session is released at most this long after its time.
-constexpr absl::Duration kReapInterval = absl::Milliseconds(20);
+constexpr std::chrono::milliseconds kReapInterval{20};
 constexpr size_t kMaxIdLength = 64;
 
 }  // namespace
@@ -52,10 +52,7 @@ SessionRegistry::SessionRegistry(const HypervisorOptions& options, CoreFactory f
       reaper_([this] { ReapUntilStopped(); }) {}
 
 SessionRegistry::~SessionRegistry() {
-  {
-    absl::MutexLock lock(&mu_);
-    stop_ = true;
-  }
+  reaper_stop_.Stop();
   reaper_.join();
   for (const std::shared_ptr<GuestSession>& session : ListAll()) Close(session);
 }
@@ -265,11 +262,7 @@ SessionRegistry::Retired SessionRegistry::retired() {
 
 void SessionRegistry::ReapUntilStopped() {
   const auto ttl = std::chrono::milliseconds(options_.session_ttl_ms);
-  while (true) {
-    {
-      absl::MutexLock lock(&mu_);
-      if (mu_.AwaitWithTimeout(absl::Condition(&stop_), kReapInterval)) return;
-    }
+  while (!reaper_stop_.WaitFor(kReapInterval)) {
     for (const std::shared_ptr<GuestSession>& session : ListAll()) {
       const SteadyTime since = session->progress().disconnected_at;
       if (since == SteadyTime::max() || std::chrono::steady_clock::now() - since < ttl) continue;

@@ -16,6 +16,7 @@
 #include "hypervisor_svc/guest_session.h"
 #include "hypervisor_svc/memory_broker.h"
 #include "hypervisor_svc/options.h"
+#include "svc_common/steady_wait.h"
 
 namespace viommu {
 
@@ -86,7 +87,7 @@ class SessionRegistry {
   std::vector<std::shared_ptr<GuestSession>> sessions_ ABSL_GUARDED_BY(mu_);
   uint32_t being_made_ ABSL_GUARDED_BY(mu_) = 0;
   Retired retired_ ABSL_GUARDED_BY(mu_);
-  bool stop_ ABSL_GUARDED_BY(mu_) = false;
+  StopSignal reaper_stop_;
   std::thread reaper_;
 };
 

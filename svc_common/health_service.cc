@@ -1,6 +1,6 @@
 #include "svc_common/health_service.h"
 
-#include "absl/time/time.h"
+#include <chrono>
 
 namespace viommu {
 namespace {
@@ -8,7 +8,7 @@ namespace {
 using grpc::health::v1::HealthCheckResponse;
 
 // How soon the end of a watcher's call is noticed.
-constexpr absl::Duration kCancelInterval = absl::Milliseconds(100);
+constexpr std::chrono::milliseconds kCancelInterval{100};
 
 }  // namespace
 
@@ -19,7 +19,7 @@ grpc::Status HealthService::Check(grpc::ServerContext*,
     return grpc::Status(grpc::StatusCode::NOT_FOUND,
                         "health is that of the whole server: ask for ''");
   }
-  absl::MutexLock lock(&mu_);
+  SteadyLock lock(&mu_);
   response->set_status(draining_ ? HealthCheckResponse::NOT_SERVING : HealthCheckResponse::SERVING);
   return grpc::Status::OK;
 }
@@ -30,7 +30,7 @@ grpc::Status HealthService::Watch(grpc::ServerContext* context,
   HealthCheckResponse response;
   bool draining = false;
   {
-    absl::MutexLock lock(&mu_);
+    SteadyLock lock(&mu_);
     if (watchers_ == kMaxWatchers) {
       return grpc::Status(grpc::StatusCode::RESOURCE_EXHAUSTED, "too many health watchers");
     }
@@ -42,20 +42,21 @@ grpc::Status HealthService::Watch(grpc::ServerContext* context,
                                                   : HealthCheckResponse::SERVING);
   bool open = writer->Write(response);
   while (open && !draining && !context->IsCancelled()) {
-    absl::MutexLock lock(&mu_);
-    draining = mu_.AwaitWithTimeout(absl::Condition(&draining_), kCancelInterval);
+    SteadyLock lock(&mu_);
+    draining = mu_.AwaitUntil(std::chrono::steady_clock::now() + kCancelInterval,
+                              [this] { return draining_; });
   }
   if (open && draining && response.status() == HealthCheckResponse::SERVING) {
     response.set_status(HealthCheckResponse::NOT_SERVING);
     writer->Write(response);
   }
-  absl::MutexLock lock(&mu_);
+  SteadyLock lock(&mu_);
   --watchers_;
   return grpc::Status::OK;
 }
 
 void HealthService::Drain() {
-  absl::MutexLock lock(&mu_);
+  SteadyLock lock(&mu_);
   draining_ = true;
 }
 

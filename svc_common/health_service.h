@@ -5,8 +5,8 @@
 #define VIOMMU_SVC_COMMON_HEALTH_SERVICE_H_
 
 #include "absl/base/thread_annotations.h"
-#include "absl/synchronization/mutex.h"
 #include "grpc/health/v1/health.grpc.pb.h"
+#include "svc_common/steady_wait.h"
 
 namespace viommu {
 
@@ -25,7 +25,7 @@ class HealthService final : public grpc::health::v1::Health::Service {
   void Drain() ABSL_LOCKS_EXCLUDED(mu_);
 
  private:
-  absl::Mutex mu_;
+  SteadyMutex mu_;
   bool draining_ ABSL_GUARDED_BY(mu_) = false;
   int watchers_ ABSL_GUARDED_BY(mu_) = 0;
 };

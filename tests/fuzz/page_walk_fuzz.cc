@@ -43,22 +43,26 @@ class Machine {
       case 0:
       case 1:
       case 2:
-        memory_.Write64(TakeSlot(), TakeEntry());
+        WriteEntry();
         InvalidateAll();
         break;
       case 3: {
         const PhysAddr slot = kContexts + 16u * TakeDevice().value();
         const auto fields = in_.Take<uint16_t>();
-        memory_.Write64(slot, TakeTable().value() | (fields & 0x1f));
+        const PhysAddr table = TakeTable();
+        memory_.Write64(slot, table.value() | (fields & 0x1f));
         memory_.Write64(slot + 8, (fields >> 5) & 0x7ff);
         InvalidateAll();
         break;
       }
-      case 4:
-        memory_.Write64(kRoot, in_.Take<uint16_t>() | uint64_t{in_.Take<uint8_t>()} << 40);
+      case 4: {
+        const auto low = in_.Take<uint16_t>();
+        const auto high = in_.Take<uint8_t>();
+        memory_.Write64(kRoot, low | uint64_t{high} << 40);
         memory_.Write64(kRoot + 8, in_.Take<uint8_t>());
         InvalidateAll();
         break;
+      }
       case 5:
         Flatten();
         break;
@@ -101,6 +105,7 @@ class Machine {
       FUZZ_CHECK(translator_.Translate(sid, iova, wanted).interrupt_request == wanted.write);
       return;
     }
+    if (HasATwin(sid)) InvalidateAll();
     const Translation expected = walker_.Translate(kRoot, sid, iova, wanted);
     // Once filling the caches, once from them.
     for (int round = 0; round < 2; ++round) {
@@ -150,6 +155,27 @@ class Machine {
     options.iotlb_entries = 8;
     options.qemu_quirks = quirks;
     return options;
+  }
+  // Another device has the same domain id and other tables. Caches are tagged with the domain
+  // (6.2), so either may get the other's translations: software has to keep them apart.
+  bool HasATwin(SourceId sid) const {
+    const ContextLookup own = walker_.LookupContext(kRoot, sid);
+    if (own.reason != FaultReason::kNone) return false;
+    for (int device = 0; device < kDevices; ++device) {
+      const ContextLookup other =
+          walker_.LookupContext(kRoot, SourceId(static_cast<uint16_t>(device)));
+      if (other.reason == FaultReason::kNone && other.entry != own.entry &&
+          other.entry.domain_id() == own.entry.domain_id()) {
+        return true;
+      }
+    }
+    return false;
+  }
+  // One argument after the other: compilers differ in the order of a call's arguments, and an input
+  // has to mean the same under all of them.
+  void WriteEntry() {
+    const PhysAddr slot = TakeSlot();
+    memory_.Write64(slot, TakeEntry());
   }
   SourceId TakeDevice() { return SourceId(static_cast<uint16_t>(in_.Take<uint8_t>() % kDevices)); }
   PhysAddr TakeTable() {

@@ -56,12 +56,16 @@ class Machine final : public UnitBackend {
   void Step() {
     switch (in_.Take<uint8_t>() % 10) {
       case 0:
-      case 1:
-        unit_.Write32(TakeOffset(), in_.Take<uint32_t>());
+      case 1: {
+        const uint32_t offset = TakeOffset();
+        unit_.Write32(offset, in_.Take<uint32_t>());
         break;
-      case 2:
-        unit_.Write64(TakeOffset(), in_.Take<uint64_t>());
+      }
+      case 2: {
+        const uint32_t offset = TakeOffset();
+        unit_.Write64(offset, in_.Take<uint64_t>());
         break;
+      }
       case 3: {
         const uint32_t offset = TakeOffset();
         FUZZ_CHECK(unit_.Read64(offset) ==
@@ -70,7 +74,8 @@ class Machine final : public UnitBackend {
       }
       case 4: {  // a descriptor, short form: type and flags in the low word, a small address
         const PhysAddr slot(in_.Take<uint8_t>() * 16u + ring_);
-        memory_.Write64(slot, in_.Take<uint16_t>() | uint64_t{in_.Take<uint16_t>()} << 32);
+        const auto low = in_.Take<uint16_t>();
+        memory_.Write64(slot, low | uint64_t{in_.Take<uint16_t>()} << 32);
         memory_.Write64(slot + 8, in_.Take<uint16_t>());
         break;
       }
