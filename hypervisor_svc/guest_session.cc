@@ -374,12 +374,14 @@ absl::StatusOr<DmaResult> GuestSession::Dma(SourceId sid, Iova iova, bool write,
   *recorded = static_cast<uint32_t>(faults.size());
   if (faults.empty()) return result;
   RetainFaults(faults);
+  // Sequence 0 acknowledges nothing: the answer to what was completed last may still be on its way
+  // to the stream's queue, and the guest would take this for it.
   v1::InvalidateResponse response;
+  response.mutable_completion();
   std::shared_ptr<StreamHandle> stream;
   {
     absl::MutexLock state(&state_mu_);
     stream = stream_;
-    response.mutable_completion()->set_sequence(progress_.completed_sequence);
   }
   for (const vtd::FaultRecord& fault : faults) {
     *response.mutable_completion()->add_faults() = ToProto(fault);
