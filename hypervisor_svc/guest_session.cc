@@ -114,9 +114,7 @@ absl::Status GuestSession::CheckBatch(const v1::InvalidationBatch& batch) const 
                                   "number of ", words, "-word descriptors"));
   }
   if (static_cast<uint32_t>(batch.descriptor_words_size() / words) > info_.max_batch_descriptors) {
-    return Malformed(absl::StrCat(batch.descriptor_words_size() / words,
-                                  " descriptors in one batch; the session's limit is ",
-                                  info_.max_batch_descriptors));
+    return errors::LimitReached("--max_batch_descriptors", info_.max_batch_descriptors);
   }
   if (batch.touch_words_size() % 2 != 0 || batch.touch_words_size() / 2 > kMaxTouches) {
     return Malformed(absl::StrCat(batch.touch_words_size(), " touch words: pairs, at most ",

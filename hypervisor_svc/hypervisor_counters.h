@@ -6,6 +6,7 @@
 #include <atomic>
 #include <cstdint>
 
+#include "absl/status/status.h"
 #include "svc_common/metrics.h"
 
 namespace viommu {
@@ -28,6 +29,13 @@ struct HypervisorCounters {
   std::array<std::atomic<uint64_t>, kResyncNames.size()> resyncs{};
   WallHistogram remote_wait_wall;  // for one answer about a remote guest's memory
   std::array<std::atomic<uint64_t>, kRemoteFailureNames.size()> remote_failures{};
+  // Messages of guests' streams that were refused, by absl::StatusCode.
+  std::array<std::atomic<uint64_t>, 17> refusals{};
+
+  void CountRefusal(absl::StatusCode code) {
+    const auto index = static_cast<size_t>(code);
+    if (index < refusals.size()) refusals[index].fetch_add(1, std::memory_order_relaxed);
+  }
 };
 
 }  // namespace viommu

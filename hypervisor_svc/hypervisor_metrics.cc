@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_format.h"
 #include "iommu_core/base/cost_model.h"
+#include "svc_common/conversions.h"
 #include "svc_common/service_host.h"
 
 namespace viommu {
@@ -20,10 +21,14 @@ std::vector<prometheus::MetricFamily> HypervisorMetrics::Collect() const {
   const SessionRegistry::Retired retired = registry_.retired();
   SessionStats now = retired.stats;
   uint64_t batches = retired.batches;
+  uint64_t slices = retired.slices;
+  uint64_t turns_waited = retired.turns_waited;
   const auto sessions = registry_.ListAll();
   for (const auto& session : sessions) {
     AddStats(session->stats(), now);
     batches += session->progress().batches;
+    slices += session->work().slices.load(std::memory_order_relaxed);
+    turns_waited += session->work().turns_waited.load(std::memory_order_relaxed);
   }
   const CostModel& model = registry_.options().cost_model;
   ModelledCost modelled = PriceSync(model, now.cost);
@@ -106,6 +111,29 @@ std::vector<prometheus::MetricFamily> HypervisorMetrics::Collect() const {
   out.push_back(CounterFamily("viommu_sync_work_refused_total",
                               "Invalidations stopped at --max_work_per_invalidation.",
                               Value(now.work_refused)));
+  out.push_back(CounterFamily("viommu_shadows_refused_total",
+                              "Devices left blocked at --max_domains.",
+                              Value(now.shadows_refused)));
+  out.push_back(CounterFamily("viommu_work_slices_total",
+                              "Slices of sessions' work, at whose end another may go first.",
+                              Value(slices)));
+  out.push_back(CounterFamily("viommu_walk_turn_waits_total",
+                              "Times a long walk waited for the turns of other sessions' walks.",
+                              Value(turns_waited)));
+  FamilyBuilder refusals("viommu_stream_refusals_total",
+                         "Messages of guests' streams that were refused, nothing of them applied.",
+                         MetricType::Counter);
+  for (const absl::StatusCode code :
+       {absl::StatusCode::kInvalidArgument, absl::StatusCode::kPermissionDenied,
+        absl::StatusCode::kResourceExhausted, absl::StatusCode::kFailedPrecondition,
+        absl::StatusCode::kAborted, absl::StatusCode::kUnavailable, absl::StatusCode::kNotFound}) {
+    refusals.Add({{"code", CodeLabel(code)}},
+                 Value(counters.refusals[static_cast<size_t>(code)].load()));
+  }
+  out.push_back(std::move(refusals).Build());
+  out.push_back(CounterFamily("viommu_memory_requests_refused_total",
+                              "Requests on the memory socket that were answered with an error.",
+                              Value(registry_.memory_requests_refused())));
   FamilyBuilder resyncs("viommu_session_resyncs_total",
                         "Times a guest had to replay its whole state.", MetricType::Counter);
   for (size_t reason = 1; reason < kResyncNames.size(); ++reason) {

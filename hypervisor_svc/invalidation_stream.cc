@@ -101,7 +101,10 @@ void InvalidationStream::OnAccepted() {
   identity_ = PeerIdentity(context_);
   const absl::Status admitted = service_.Admit(this);
   absl::MutexLock lock(&mu_);
-  if (!admitted.ok()) return EndLocked(admitted);
+  if (!admitted.ok()) {
+    service_.registry_.counters().CountRefusal(admitted.code());
+    return EndLocked(admitted);
+  }
   open_alarm_set_ = true;
   open_alarm_.Set(queue_,
                   std::chrono::system_clock::now() +
@@ -144,6 +147,7 @@ void InvalidationStream::OnRead(bool ok) {
     QueueLocked(std::move(out));
     if (!status.ok() && !ending_.has_value()) {
       spdlog::debug("stream ends: {}", std::string(status.message()));
+      service_.registry_.counters().CountRefusal(status.code());
       EndLocked(status);
     }
     if (!writing_ && !to_write_.empty()) {

@@ -39,14 +39,6 @@ bool SendReply(int connection, const MemoryReply& reply, int region) {
   return sendmsg(connection, &message, MSG_NOSIGNAL | MSG_DONTWAIT) == sizeof(reply);
 }
 
-bool Refuse(int connection, const absl::Status& status) {
-  MemoryReply reply;
-  reply.code = static_cast<uint32_t>(status.code());
-  std::strncpy(reply.message, std::string(status.message()).c_str(), sizeof(reply.message) - 1);
-  SendReply(connection, reply, -1);
-  return false;
-}
-
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<MemoryBroker>> MemoryBroker::Start(std::string path, Limits limits) {
@@ -115,6 +107,15 @@ void MemoryBroker::Serve() {
     }
   }
   for (size_t i = 2; i < fds.size(); ++i) close(fds[i].fd);
+}
+
+bool MemoryBroker::Refuse(int connection, const absl::Status& status) {
+  refused_.fetch_add(1, std::memory_order_relaxed);
+  MemoryReply reply;
+  reply.code = static_cast<uint32_t>(status.code());
+  std::strncpy(reply.message, std::string(status.message()).c_str(), sizeof(reply.message) - 1);
+  SendReply(connection, reply, -1);
+  return false;
 }
 
 bool MemoryBroker::Answer(int connection) {

@@ -3,6 +3,7 @@
 #ifndef VIOMMU_HYPERVISOR_SVC_MEMORY_BROKER_H_
 #define VIOMMU_HYPERVISOR_SVC_MEMORY_BROKER_H_
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -31,6 +32,8 @@ class MemoryBroker {
   // open or a session holds the region.
   std::shared_ptr<SharedMemory> Find(const std::string& token) ABSL_LOCKS_EXCLUDED(mu_);
   const std::string& path() const { return path_; }
+  // Requests that were answered with an error.
+  uint64_t refused() const { return refused_.load(std::memory_order_relaxed); }
 
  private:
   struct Region {
@@ -41,6 +44,8 @@ class MemoryBroker {
   MemoryBroker(std::string path, Limits limits, int listener, int wake)
       : path_(std::move(path)), limits_(limits), listener_(listener), wake_(wake) {}
   void Serve();
+  // Says why, and counts it. False: as Answer.
+  bool Refuse(int connection, const absl::Status& status);
   // Answers the one request of a connection. False: the connection is of no more use.
   bool Answer(int connection) ABSL_LOCKS_EXCLUDED(mu_);
   void Disconnected(int connection) ABSL_LOCKS_EXCLUDED(mu_);
@@ -49,6 +54,7 @@ class MemoryBroker {
   const Limits limits_;
   const int listener_;
   const int wake_;  // eventfd: stop
+  std::atomic<uint64_t> refused_{0};
 
   absl::Mutex mu_;
   absl::flat_hash_map<std::string, Region> regions_ ABSL_GUARDED_BY(mu_);

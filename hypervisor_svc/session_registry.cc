@@ -38,6 +38,7 @@ void AddStats(const SessionStats& from, SessionStats& to) {
   for (size_t i = 0; i < std::size(to.faults); ++i) to.faults[i] += from.faults[i];
   to.faults_dropped += from.faults_dropped;
   to.work_refused += from.work_refused;
+  to.shadows_refused += from.shadows_refused;
   for (size_t i = 0; i < std::size(to.invalidations); ++i) {
     to.invalidations[i] += from.invalidations[i];
   }
@@ -230,6 +231,8 @@ void SessionRegistry::Close(const std::shared_ptr<GuestSession>& session) {
   absl::MutexLock lock(&mu_);
   AddStats(last, retired_.stats);
   retired_.batches += session->progress().batches;
+  retired_.slices += session->work().slices.load(std::memory_order_relaxed);
+  retired_.turns_waited += session->work().turns_waited.load(std::memory_order_relaxed);
 }
 
 absl::StatusOr<std::shared_ptr<GuestSession>> SessionRegistry::Find(const std::string& id,
@@ -253,6 +256,11 @@ std::vector<std::shared_ptr<GuestSession>> SessionRegistry::List(const std::stri
 std::vector<std::shared_ptr<GuestSession>> SessionRegistry::ListAll() {
   absl::MutexLock lock(&mu_);
   return sessions_;
+}
+
+uint64_t SessionRegistry::memory_requests_refused() const {
+  const MemoryBroker* const broker = memory_.load();
+  return broker == nullptr ? 0 : broker->refused();
 }
 
 SessionRegistry::Retired SessionRegistry::retired() {

@@ -59,9 +59,12 @@ class SessionRegistry {
   struct Retired {
     SessionStats stats;  // gauges are 0
     uint64_t batches = 0;
+    uint64_t slices = 0;
+    uint64_t turns_waited = 0;
   };
   Retired retired() ABSL_LOCKS_EXCLUDED(mu_);
   HypervisorCounters& counters() { return counters_; }
+  uint64_t memory_requests_refused() const;
   const HypervisorOptions& options() const { return options_; }
 
  private:

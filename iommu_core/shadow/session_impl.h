@@ -62,6 +62,7 @@ class SessionImpl final : public HypervisorSession {
     bool uses_device_tlb = false;  // the guest's context entry allows it (TT)
     GuestTable guest_table;        // as last read
     Shadow* shadow = nullptr;      // null: blocked
+    bool no_room = false;          // blocked by a limit, whatever the guest's tables say
     DeviceTlb tlb;
   };
   // A context entry as the guest has it now.

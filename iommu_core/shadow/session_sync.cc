@@ -138,6 +138,7 @@ void SessionImpl::RemoveShadow(Shadow* shadow, SyncCost& cost) {
 void SessionImpl::Detach(Device& device, SyncCost& cost) {
   device.guest_table = {};
   device.uses_device_tlb = false;
+  device.no_room = false;
   if (device.shadow == nullptr) return;
   unit_->ClearContext(device.sid, cost);
   DropUser(std::exchange(device.shadow, nullptr), device, cost);
@@ -153,6 +154,7 @@ void SessionImpl::Refresh(Device& device, const GuestContext& context, Synced& s
   if (shadow == nullptr) {
     // No room for another shadow: blocked, counted, tried again at the next context invalidation.
     Detach(device, run.cost);
+    device.no_room = true;
     ++stats_.shadows_refused;
     return;
   }
@@ -167,6 +169,7 @@ void SessionImpl::Refresh(Device& device, const GuestContext& context, Synced& s
     Detach(device, run.cost);
     return;
   }
+  device.no_room = false;
   Shadow* const before = std::exchange(device.shadow, shadow);
   if (before != shadow) {
     ++shadow->users;

@@ -118,6 +118,7 @@ uint64_t SessionImpl::VerifyAllLocked(SyncCost& cost) {
   uint64_t differing = 0;
   OracleLooksAgain();
   for (const auto& [sid, device] : devices_) {
+    if (device->no_room) continue;  // refused and counted; nothing is mapped for it
     const auto reference = ReferenceRuns(ReferenceTable(sid), ShadowTable::kAll);
     if (PullFailed()) break;
     if (!reference) continue;

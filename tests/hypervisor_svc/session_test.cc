@@ -291,13 +291,15 @@ TEST_F(SessionTest, AnotherGuestCannotTakeTheSession) {
 }
 
 TEST_F(SessionTest, AMalformedMessageEndsTheStreamAndNothingOfItIsApplied) {
-  const auto malformed = [&](const v1::InvalidateRequest& request) {
+  const auto malformed = [&](const v1::InvalidateRequest& request,
+                             absl::StatusCode code = absl::StatusCode::kInvalidArgument,
+                             const std::string& reason = "MALFORMED_MESSAGE") {
     Stream stream(*stub_);
     const std::string id = OpenOn(stream);
     stream.Send(request);
     const absl::Status end = stream.End();
-    EXPECT_EQ(end.code(), absl::StatusCode::kInvalidArgument) << end;
-    EXPECT_EQ(ErrorReason(end), "MALFORMED_MESSAGE");
+    EXPECT_EQ(end.code(), code) << end;
+    EXPECT_EQ(ErrorReason(end), reason);
     EXPECT_EQ(GetSession(id)->completed_sequence(), 0u);
     EXPECT_EQ(GetSession(id)->cost().descriptor_count(), 0u);
   };
@@ -307,7 +309,8 @@ TEST_F(SessionTest, AMalformedMessageEndsTheStreamAndNothingOfItIsApplied) {
   v1::InvalidateRequest half_wide = Batch(1, {kWait});
   half_wide.mutable_batch()->set_wide(true);
   malformed(half_wide);
-  malformed(Batch(1, std::vector<vtd::RawDescriptor>(4097, kWait)));
+  malformed(Batch(1, std::vector<vtd::RawDescriptor>(4097, kWait)),
+            absl::StatusCode::kResourceExhausted, "RESOURCE_EXHAUSTED");
   v1::InvalidateRequest touch = Batch(1, {kWait});
   touch.mutable_batch()->add_touch_words(1);
   malformed(touch);

@@ -4,11 +4,13 @@
 #include <gtest/gtest.h>
 #include <sys/socket.h>
 
+#include <atomic>
 #include <chrono>
 #include <cstdlib>
 #include <thread>
 
 #include "svc_common/conversions.h"
+#include "svc_common/memory_channel.h"
 #include "tests/integration/load_client.h"
 #include "tests/integration/probes.h"
 #include "tests/integration/service_pair.h"
@@ -24,6 +26,7 @@ using ::testing::IsEmpty;
 
 constexpr uint32_t kDevice = 0x18;
 constexpr uint64_t kPage = 4096;
+constexpr uint64_t kMiB = uint64_t{1} << 20;
 
 class StallTest : public ::testing::Test {
  protected:
@@ -128,6 +131,62 @@ TEST_F(StallTest, AStoppedHypervisorIsSaidInTimeAndCatchesUp) {
   EXPECT_THAT(Sweep({target}, {{target.domain, 0, second->iova(), kPage, second->guest_pa()}}),
               IsEmpty());
   EXPECT_EQ(pair_.guest().Status()->iova_allocated_bytes(), kPage);
+}
+
+// A guest that does not read its completions costs the hypervisor no more than a window of them,
+// holds up nobody, and gets every answer once it reads.
+TEST_F(StallTest, ASlowReaderCostsAWindowAndLosesNothing) {
+  pair_.StartHypervisor({"--max_outstanding_batches=8"});
+  pair_.StartGuest();
+  const Target target = MakeTarget(pair_.guest());
+  const auto memory = GrantedMemory::Request(pair_.folder().File("hv.mem"), kMiB);
+  ASSERT_TRUE(memory.ok()) << memory.status();
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + seconds(60 * kPatience));
+  const auto call = pair_.hypervisor().stub().Invalidate(&context);
+  v1::InvalidateRequest request;
+  v1::OpenSession* open = request.mutable_open();
+  open->set_guest_instance_id("slow");
+  open->set_stream_epoch(1);
+  open->set_next_sequence(1);
+  open->set_guest_ram_bytes(kMiB);
+  open->set_memory_kind(v1::GUEST_MEMORY_KIND_SHARED);
+  open->set_memory_token((*memory)->token());
+  open->set_guest_haw_bits(39);
+  ASSERT_TRUE(call->Write(request));
+  const uint64_t before = FiguresOf(pair_.hypervisor_process().pid()).resident_bytes;
+  constexpr uint64_t kBatches = 20'000;
+  std::atomic<uint64_t> sent{0};
+  std::thread writer([&] {
+    // Of no known type: each has an answer of its own, which is never joined with the next one's.
+    v1::InvalidateRequest batch;
+    batch.mutable_batch()->add_descriptor_words(0);
+    batch.mutable_batch()->add_descriptor_words(0);
+    for (uint64_t i = 1; i <= kBatches; ++i) {
+      batch.mutable_batch()->set_sequence(i);
+      if (!call->Write(batch)) break;
+      ++sent;
+    }
+    call->WritesDone();
+  });
+  // All of it, if what gRPC buffers on both sides is enough, or until it is held back.
+  EXPECT_TRUE(Eventually([&] {
+    const uint64_t seen = sent;
+    std::this_thread::sleep_for(milliseconds(500));
+    return seen != 0 && sent == seen;
+  }));
+  ExpectServes(pair_.guest(), target);
+  if (!kSanitized) {
+    EXPECT_LT(FiguresOf(pair_.hypervisor_process().pid()).resident_bytes, before + 16 * kMiB);
+  }
+  uint64_t completed = 0;
+  for (v1::InvalidateResponse response; call->Read(&response);) {
+    if (response.has_completion()) completed = response.completion().sequence();
+  }
+  writer.join();
+  EXPECT_TRUE(call->Finish().ok());
+  EXPECT_EQ(sent, kBatches);
+  EXPECT_EQ(completed, kBatches);
 }
 
 // Connections whose other end says nothing more cost a descriptor each and hold nobody up.
