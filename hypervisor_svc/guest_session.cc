@@ -21,6 +21,10 @@ absl::Status Ended() {
   return WithReason(absl::NotFoundError("the session has ended"), "UNKNOWN_SESSION");
 }
 
+absl::Status Fenced() {
+  return WithReason(absl::AbortedError("a stream with a higher epoch took the session"), "FENCED");
+}
+
 // One synchronisation: its wall time, and the session's meter while it goes on.
 class SyncTimer {
  public:
@@ -60,6 +64,10 @@ std::shared_ptr<HypervisorSession> GuestSession::core() {
 
 absl::Status GuestSession::Attach(const v1::OpenSession& open, std::shared_ptr<StreamHandle> stream,
                                   bool replaces_unknown, std::vector<v1::InvalidateResponse>& out) {
+  // A remote guest that comes on a new stream will not answer on the older one any more.
+  if (remote_ != nullptr && open.stream_epoch() > attached_epoch_.load()) {
+    remote_->pages->Stop(Fenced());
+  }
   PatientLock lock(&mu_);
   if (open.stream_epoch() <= epoch_) {
     return WithReason(
@@ -79,9 +87,9 @@ absl::Status GuestSession::Attach(const v1::OpenSession& open, std::shared_ptr<S
     completed = progress_.completed_sequence;
   }
   epoch_ = open.stream_epoch();
+  attached_epoch_.store(epoch_);
   if (older != nullptr) {
-    older->End(
-        WithReason(absl::AbortedError("a stream with a higher epoch took the session"), "FENCED"));
+    older->End(Fenced());
   }
   if (replaces_unknown) {
     Reset(v1::ResetRequired::REASON_UNKNOWN_SESSION, out);
@@ -130,8 +138,7 @@ absl::Status GuestSession::Handle(uint64_t epoch, const v1::InvalidateRequest& r
                                   std::vector<v1::InvalidateResponse>& out) {
   PatientLock lock(&mu_);
   if (epoch != epoch_) {
-    return WithReason(absl::AbortedError("a stream with a higher epoch took the session"),
-                      "FENCED");
+    return Fenced();
   }
   uint64_t sequence = 0;
   switch (request.request_case()) {

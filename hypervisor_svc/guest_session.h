@@ -3,6 +3,7 @@
 #ifndef VIOMMU_HYPERVISOR_SVC_GUEST_SESSION_H_
 #define VIOMMU_HYPERVISOR_SVC_GUEST_SESSION_H_
 
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <deque>
@@ -126,6 +127,7 @@ class GuestSession {
   // a newer stream's first.
   absl::Mutex mu_;
   uint64_t epoch_ ABSL_GUARDED_BY(mu_) = 0;
+  std::atomic<uint64_t> attached_epoch_{0};  // epoch_, for those who do not hold mu_
   bool awaiting_replay_ ABSL_GUARDED_BY(mu_) = false;
   std::map<uint16_t, bool> devices_ ABSL_GUARDED_BY(mu_);  // source id -> has a device-TLB
   std::deque<v1::Completion> retained_ ABSL_GUARDED_BY(mu_);

@@ -365,6 +365,58 @@ TEST_F(GuestPagesTest, AStreamThatBreaksDoesNotHoldItsSessionUntilTheTimeout) {
   EXPECT_EQ(Failures(RemoteFailure::kTimeout), 0u);
 }
 
+TEST_F(GuestPagesTest, ANewerStreamDoesNotWaitForWhatTheOlderOneOwes) {
+  const auto half_open = Connect();
+  half_open->Send(Batch({Psi(kDid, 0x1000)}));
+  ASSERT_TRUE(half_open->Next()->has_table_page_request());
+  const auto begin = std::chrono::steady_clock::now();
+  ExpectResumesWithReset();
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(4));
+  EXPECT_EQ(ErrorReason(half_open->End()), "FENCED");
+  EXPECT_EQ(Failures(RemoteFailure::kTimeout), 0u);
+}
+
+TEST_F(GuestPagesTest, AnOldEpochDoesNotDisturbTheStreamThatIsThere) {
+  const auto stream = Connect();
+  stream->Send(Batch({Psi(kDid, 0x1000)}));
+  const auto question = stream->Next();
+  ASSERT_TRUE(question.has_value() && question->has_table_page_request());
+  std::thread replay([&] {
+    RemoteStream old(*stub_, guest_);
+    old.Send(Open(session_, 1));
+    EXPECT_EQ(ErrorReason(old.End()), "STALE_EPOCH");
+  });
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  stream->Send(AnswerTo(guest_, *question));
+  EXPECT_EQ(stream->NextAnswered().completion().sequence(), sequence_);
+  replay.join();
+}
+
+TEST_F(GuestPagesTest, AShutdownDoesNotWaitForASilentGuest) {
+  const auto stream = Connect();
+  stream->Send(Batch({Psi(kDid, 0x1000)}));
+  ASSERT_TRUE(stream->Next()->has_table_page_request());
+  const auto begin = std::chrono::steady_clock::now();
+  server_->Shutdown();
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(4));
+  EXPECT_EQ(ErrorReason(stream->End()), "DRAINING");
+}
+
+TEST_F(GuestPagesTest, AGuestThatSendsBeyondItsWindowKeepsItsOwnAnswersOut) {
+  server_ = nullptr;
+  StartServer([](HypervisorOptions& o) {
+    o.remote_page_timeout_ms = 300;
+    o.max_outstanding_batches = 4;
+  });
+  const auto stream = Connect();
+  stream->Send(Batch({Psi(kDid, 0x1000)}));
+  const auto question = stream->Next();
+  ASSERT_TRUE(question.has_value() && question->has_table_page_request());
+  for (int i = 0; i < 20; ++i) stream->Send(Batch({Psi(kDid, 0x1000)}));
+  stream->Send(AnswerTo(guest_, *question));
+  EXPECT_EQ(ErrorReason(stream->End()), "PAGES_NOT_ANSWERED");
+}
+
 TEST_F(GuestPagesTest, PagesThatNobodyAskedForAreMalformed) {
   const auto stream = Connect();
   v1::InvalidateRequest unasked;
