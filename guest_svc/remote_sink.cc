@@ -119,7 +119,8 @@ absl::Status RemoteSink::OpenStream(Time deadline) {
   if (lost_) spdlog::info("hypervisor at {} is back", options_.hypervisor);
   lost_ = false;
   backoff_ = milliseconds(0);
-  if (opened.reset_follows()) return absl::OkStatus();  // Rebuild comes with it
+  awaiting_reset_ = opened.reset_follows();
+  if (awaiting_reset_) return absl::OkStatus();  // Rebuild comes with it
   for (size_t i = 0; i < pending_.size(); ++i) {
     if (pending_[i].sequence >= opened.resume_sequence()) {
       SendPending(i);
@@ -252,6 +253,7 @@ void RemoteSink::Rebuild(uint64_t first_sequence) {
     tickets.insert(tickets.end(), request.tickets.begin(), request.tickets.end());
   }
   pending_.clear();
+  awaiting_reset_ = false;
   next_sequence_ = first_sequence;
   const auto add = [this](v1::InvalidateRequest request) {
     pending_.push_back({next_sequence_++, std::move(request), Steady::now(), {}, true});
@@ -294,7 +296,7 @@ uint64_t RemoteSink::Enqueue(v1::InvalidateRequest request, uint32_t descriptors
     request.mutable_device()->set_sequence(sequence);
   }
   const uint64_t ticket = next_ticket_++;
-  if (stream_ != nullptr) stream_->Send(request);
+  if (stream_ != nullptr && !awaiting_reset_) stream_->Send(request);
   pending_.push_back({sequence, std::move(request), Steady::now(), {{ticket, descriptors}}, false});
   return ticket;
 }

@@ -132,6 +132,8 @@ class RemoteSink final : public InvalidationSink {
   std::unique_ptr<SinkStream> stream_ ABSL_GUARDED_BY(mu_);
   std::string session_id_ ABSL_GUARDED_BY(mu_);
   uint64_t epoch_ ABSL_GUARDED_BY(mu_) = 0;
+  // ResetRequired is on its way: what is sent before it could be taken for the replay.
+  bool awaiting_reset_ ABSL_GUARDED_BY(mu_) = false;
   uint32_t window_ ABSL_GUARDED_BY(mu_) = 1;
   uint64_t next_sequence_ ABSL_GUARDED_BY(mu_) = 1;
   uint64_t next_ticket_ ABSL_GUARDED_BY(mu_) = 1;

@@ -165,6 +165,8 @@ absl::Status GuestSession::Handle(uint64_t epoch, const v1::InvalidateRequest& r
   if (sequence == 0) return Malformed("sequences start at 1");
 
   const uint64_t completed = progress().completed_sequence;
+  // Sent before the guest heard of the reset: its replay covers it.
+  if (awaiting_replay_ && sequence <= completed) return absl::OkStatus();
   if (sequence <= completed) {
     // Done before: acknowledged again, not counted again.
     v1::Completion* again = out.emplace_back().mutable_completion();
@@ -247,6 +249,11 @@ void GuestSession::ResetAfterMismatch(const SyncCost& cost,
   if (cost.verified_pages != 0 && cost.shadow_mismatches == 0) mismatch_reset_ = false;
   // What a replay does not mend would only ask for the next one.
   if (cost.shadow_mismatches == 0 || std::exchange(mismatch_reset_, true)) return;
+  {
+    // The guest may have sent on. None of that may be taken for the replay, nor the replay for it.
+    absl::MutexLock state(&state_mu_);
+    progress_.completed_sequence += info_.max_outstanding_batches;
+  }
   Reset(v1::ResetRequired::REASON_SHADOW_MISMATCH, out);
 }
 

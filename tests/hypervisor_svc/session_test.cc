@@ -353,7 +353,7 @@ TEST_F(SessionTest, AShadowThatTheOracleFindsWrongIsBuiltAnew) {
                 return std::make_unique<DoubtfulSession>(*std::move(real), wrong);
               });
   Stream stream(*stub_);
-  OpenOn(stream);
+  const std::string session = OpenOn(stream);
   stream.Send(Batch(1, {kGlobal}));
   const v1::Completion first = stream.Next().completion();
   EXPECT_EQ(first.sequence(), 1u);
@@ -361,17 +361,27 @@ TEST_F(SessionTest, AShadowThatTheOracleFindsWrongIsBuiltAnew) {
   const v1::InvalidateResponse reset = stream.Next();
   ASSERT_TRUE(reset.has_reset_required());
   EXPECT_EQ(reset.reset_required().reason(), v1::ResetRequired::REASON_SHADOW_MISMATCH);
-  EXPECT_EQ(reset.reset_required().resume_sequence(), 2u);
-  // The replay is no better: nothing is gained by asking for another one.
+  // What the guest had sent on by then is not taken for its replay, nor the replay for that.
   stream.Send(Batch(2, {kGlobal}));
-  EXPECT_EQ(stream.Next().completion().sequence(), 2u);
+  const uint64_t resume = reset.reset_required().resume_sequence();
+  EXPECT_EQ(resume, 2u + HypervisorOptions().max_outstanding_batches);
+  v1::InvalidateRequest device;
+  device.mutable_device()->set_sequence(resume);
+  device.mutable_device()->set_source_id(0x18);
+  device.mutable_device()->set_present(true);
+  stream.Send(device);
+  EXPECT_EQ(stream.Next().completion().sequence(), resume);
+  EXPECT_EQ(GetSession(session)->device_count(), 1u);
+  // The replay is no better: nothing is gained by asking for another one.
+  stream.Send(Batch(resume + 1, {kGlobal}));
+  EXPECT_EQ(stream.Next().completion().sequence(), resume + 1);
   // A clean verification, and the next mismatch asks again.
   wrong->store(0);
-  stream.Send(Batch(3, {kGlobal}));
-  EXPECT_EQ(stream.Next().completion().sequence(), 3u);
+  stream.Send(Batch(resume + 2, {kGlobal}));
+  EXPECT_EQ(stream.Next().completion().sequence(), resume + 2);
   wrong->store(1);
-  stream.Send(Batch(4, {kGlobal}));
-  EXPECT_EQ(stream.Next().completion().sequence(), 4u);
+  stream.Send(Batch(resume + 3, {kGlobal}));
+  EXPECT_EQ(stream.Next().completion().sequence(), resume + 3);
   EXPECT_EQ(stream.Next().reset_required().reason(), v1::ResetRequired::REASON_SHADOW_MISMATCH);
   const auto& resyncs = server_->registry().counters().resyncs;
   EXPECT_EQ(resyncs[v1::ResetRequired::REASON_SHADOW_MISMATCH].load(), 2u);

@@ -170,7 +170,8 @@ TEST_F(RemoteMemoryTest, NothingIsLostWhenTheHypervisorIsKilledUnderLoad) {
     history.ops.insert(history.ops.end(), ops.begin(), ops.end());
     EXPECT_THAT(SweepMappings(pair_.hypervisor(), SessionId(), targets, LiveMappings(history)),
                 IsEmpty())
-        << "round " << round;
+        << "round " << round << "\n"
+        << pair_.guest_process().Log() << pair_.hypervisor_process().Log();
   }
   EXPECT_THAT(CheckHistory(history), IsEmpty());
   const auto status = pair_.guest().Status();
