@@ -164,7 +164,8 @@ import json, sys
 load = json.load(sys.stdin)
 sys.exit(not (load["unmap"]["count"] > 0 and load["errors"] == 0))' || fail "load on the remote guest"
 wait_for 20 "the remote guest has a session" sessions_up 3
-above 'sum(viommu_remote_pages_total{use="sync"})' 0 || fail "no page was copied from the remote guest"
+wait_for 30 "pages copied from the remote guest, as Prometheus has them" \
+  above 'sum(viommu_remote_pages_total{use="sync"})' 0
 
 step "SIGTERM"
 for service in "${running[@]}"; do

@@ -38,7 +38,8 @@ viommu_stream_reconnects_total
 # Panels whose every series is rightly 0 while nothing goes wrong; all others must show a value
 # above 0 somewhere under load.
 QUIET = {"Shadow mismatches", "Stream reconnects", "Session resyncs",
-         "Blocked device accesses by reason", "Pages refused by a limit"}
+         "Blocked device accesses by reason", "Pages refused by a limit",
+         "Refused messages of guests", "Devices blocked for lack of a shadow"}
 
 
 def panels():
