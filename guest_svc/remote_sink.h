@@ -24,6 +24,7 @@
 #include "guest_svc/sink_stream.h"
 #include "iommu_core/iq/invalidation_sink.h"
 #include "iommu_core/vtd/capability.h"
+#include "svc_common/steady_wait.h"
 #include "viommu/v1/hypervisor_service.grpc.pb.h"
 
 namespace viommu {
@@ -156,7 +157,7 @@ class RemoteSink final : public InvalidationSink {
   absl::Mutex serve_mu_ ABSL_ACQUIRED_AFTER(mu_);
   int callers_waiting_ ABSL_GUARDED_BY(serve_mu_) = 0;       // for mu_
   SinkStream* served_ ABSL_GUARDED_BY(serve_mu_) = nullptr;  // ServeMemory waits on it
-  bool stop_serving_ ABSL_GUARDED_BY(serve_mu_) = false;
+  StopSignal stop_serving_;
   std::thread memory_thread_;
 
   mutable absl::Mutex state_mu_;

@@ -14,8 +14,8 @@ using Steady = std::chrono::steady_clock;
 // Of one question (hypervisor_service.proto).
 constexpr int kMaxPages = 256;
 // After a call the next one is likely to come soon: it finds the stream free.
-constexpr absl::Duration kQuietTime = absl::Microseconds(500);
-constexpr absl::Duration kDisconnectedTime = absl::Milliseconds(10);
+constexpr std::chrono::microseconds kQuietTime{500};
+constexpr std::chrono::milliseconds kDisconnectedTime{10};
 constexpr std::chrono::seconds kServeTime{1};
 
 void AnswerPages(const GuestMemory& memory, const v1::TablePageRequest& asked,
@@ -83,14 +83,14 @@ bool RemoteSink::AnswerAboutMemory(const v1::InvalidateResponse& message) {
 void RemoteSink::ServeMemory() {
   uint64_t calls = 0;
   while (true) {
-    absl::Duration rest = kQuietTime;
+    std::chrono::microseconds rest = kQuietTime;
     {
       absl::MutexLock lock(&mu_);
       const bool quiet = std::exchange(calls, calls_) == calls_;
       while (quiet && stream_ != nullptr && !stream_->ended().has_value()) {
         {
           absl::MutexLock serve(&serve_mu_);
-          if (callers_waiting_ > 0 || stop_serving_) break;
+          if (callers_waiting_ > 0 || stop_serving_.stopped()) break;
           served_ = stream_.get();
         }
         const auto message = stream_->ReceiveUnlessInterrupted(Steady::now() + kServeTime);
@@ -102,16 +102,15 @@ void RemoteSink::ServeMemory() {
       }
       if (stream_ == nullptr || stream_->ended().has_value()) rest = kDisconnectedTime;
     }
-    absl::MutexLock serve(&serve_mu_);
-    if (serve_mu_.AwaitWithTimeout(absl::Condition(&stop_serving_), rest)) return;
+    if (stop_serving_.WaitFor(rest)) return;
   }
 }
 
 void RemoteSink::StopServingMemory() {
   if (!memory_thread_.joinable()) return;
+  stop_serving_.Stop();
   {
     absl::MutexLock lock(&serve_mu_);
-    stop_serving_ = true;
     if (served_ != nullptr) served_->Interrupt();
   }
   memory_thread_.join();

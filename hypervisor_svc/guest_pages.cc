@@ -6,7 +6,6 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "absl/time/time.h"
 #include "hypervisor_svc/stream_threads.h"
 #include "svc_common/conversions.h"
 
@@ -57,7 +56,7 @@ absl::Status Check(const v1::MemoryWrite& asked, const v1::InvalidateRequest& an
 }  // namespace
 
 void GuestPages::Attach(const std::shared_ptr<StreamHandle>& stream) {
-  absl::MutexLock lock(&mu_);
+  SteadyLock lock(&mu_);
   stream_ = stream;
   current_ = stream.get();
   broken_ = absl::OkStatus();
@@ -65,7 +64,7 @@ void GuestPages::Attach(const std::shared_ptr<StreamHandle>& stream) {
 }
 
 void GuestPages::Detach(const StreamHandle* stream, const absl::Status& why) {
-  absl::MutexLock lock(&mu_);
+  SteadyLock lock(&mu_);
   if (current_ != stream) return;
   current_ = nullptr;
   stream_.reset();
@@ -73,14 +72,14 @@ void GuestPages::Detach(const StreamHandle* stream, const absl::Status& why) {
 }
 
 void GuestPages::Stop(const absl::Status& why) {
-  absl::MutexLock lock(&mu_);
+  SteadyLock lock(&mu_);
   current_ = nullptr;
   stream_.reset();
   if (broken_.ok()) broken_ = why;
 }
 
 void GuestPages::Deliver(const StreamHandle* stream, v1::InvalidateRequest answer) {
-  absl::MutexLock lock(&mu_);
+  SteadyLock lock(&mu_);
   // The stream counts what it asked; this is for one whose asker has given up.
   if (current_ != stream || answers_.size() >= awaited_) return;
   answers_.push_back(std::move(answer));
@@ -90,7 +89,7 @@ absl::Status GuestPages::Fail(RemoteFailure failure, const absl::Status& status)
   counters_.remote_failures[static_cast<size_t>(failure)].fetch_add(1, std::memory_order_relaxed);
   std::shared_ptr<StreamHandle> stream;
   {
-    absl::MutexLock lock(&mu_);
+    SteadyLock lock(&mu_);
     stream = stream_.lock();
     current_ = nullptr;
     stream_.reset();
@@ -106,7 +105,7 @@ absl::Status GuestPages::Exchange(std::span<const v1::InvalidateResponse> questi
   std::shared_ptr<StreamHandle> stream;
   uint64_t number = 0;
   {
-    absl::MutexLock lock(&mu_);
+    SteadyLock lock(&mu_);
     if (!broken_.ok()) return broken_;
     number = stream_number_;
     stream = stream_.lock();
@@ -122,11 +121,11 @@ absl::Status GuestPages::Exchange(std::span<const v1::InvalidateResponse> questi
   StreamThreads::BeforeWait();
   bool in_time = false;
   {
-    absl::MutexLock lock(&mu_);
+    SteadyLock lock(&mu_);
     const auto over = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
       return !broken_.ok() || stream_number_ != number || answers_.size() == awaited_;
     };
-    in_time = mu_.AwaitWithTimeout(absl::Condition(&over), absl::FromChrono(timeout_));
+    in_time = mu_.AwaitUntil(std::chrono::steady_clock::now() + timeout_, over);
     awaited_ = 0;
     answers = std::exchange(answers_, {});
     if (!broken_.ok()) return broken_;

@@ -11,9 +11,9 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
-#include "absl/synchronization/mutex.h"
 #include "hypervisor_svc/hypervisor_counters.h"
 #include "iommu_core/mem/remote_memory.h"
+#include "svc_common/steady_wait.h"
 #include "viommu/v1/hypervisor_service.pb.h"
 
 namespace viommu {
@@ -73,7 +73,7 @@ class GuestPages final : public PageSource, public std::enable_shared_from_this<
   HypervisorCounters& counters_;
   uint64_t next_id_ = 1;  // of whoever asks
 
-  absl::Mutex mu_;
+  SteadyMutex mu_;
   std::weak_ptr<StreamHandle> stream_ ABSL_GUARDED_BY(mu_);
   const StreamHandle* current_ ABSL_GUARDED_BY(mu_) = nullptr;  // to compare with, never followed
   absl::Status broken_ ABSL_GUARDED_BY(mu_) = absl::UnavailableError("the guest is not connected");

@@ -21,6 +21,10 @@ class StopSignal {
     }
     changed_.notify_all();
   }
+  bool stopped() {
+    std::lock_guard lock(mu_);
+    return stopped_;
+  }
   // Waits for `time`; true: Stop was called, before or meanwhile.
   bool WaitFor(std::chrono::nanoseconds time) {
     std::unique_lock lock(mu_);

@@ -15,10 +15,12 @@ TEST(StopSignalTest, WaitsForItsTimeUnlessStopped) {
   const auto begin = Steady::now();
   EXPECT_FALSE(signal.WaitFor(milliseconds(5)));
   EXPECT_GE(Steady::now() - begin, milliseconds(5));
+  EXPECT_FALSE(signal.stopped());
   std::thread stopper([&] { signal.Stop(); });
   EXPECT_TRUE(signal.WaitFor(std::chrono::hours(1)));
   stopper.join();
   EXPECT_TRUE(signal.WaitFor(milliseconds(0)));  // for good
+  EXPECT_TRUE(signal.stopped());
 }
 
 TEST(SteadyMutexTest, WaitersSeeAChangeWhenItIsUnlocked) {
