@@ -19,6 +19,11 @@ class GuestMemory final : public PhysicalMemory {
  public:
   static absl::StatusOr<std::unique_ptr<GuestMemory>> Create(std::string memory_socket,
                                                              uint64_t size_bytes);
+  // CreateRemote if `remote`, else Create.
+  static absl::StatusOr<std::unique_ptr<GuestMemory>> Create(bool remote, std::string memory_socket,
+                                                             uint64_t size_bytes) {
+    return remote ? CreateRemote(size_bytes) : Create(std::move(memory_socket), size_bytes);
+  }
   // Nobody else maps it: the hypervisor asks for its pages over the stream.
   static absl::StatusOr<std::unique_ptr<GuestMemory>> CreateRemote(uint64_t size_bytes);
 

@@ -51,7 +51,7 @@ void MachineHost::Start() {
 }
 
 void MachineHost::Stop() {
-  if (stop_.WaitFor(milliseconds(0))) return;
+  if (stop_.stopped()) return;
   stop_.Stop();
   if (thread_.joinable()) thread_.join();
   if (!TakeTurn(Steady::now() + kMaxWait)) return;
@@ -84,8 +84,7 @@ absl::Status MachineHost::BringUp() {
     config.force_lazy = force_lazy_;
   }
   absl::StatusOr<std::unique_ptr<GuestMemory>> memory =
-      options_.remote_memory ? GuestMemory::CreateRemote(config.ram_bytes)
-                             : GuestMemory::Create(memory_socket_, config.ram_bytes);
+      GuestMemory::Create(options_.remote_memory, memory_socket_, config.ram_bytes);
   if (!memory.ok()) return memory.status();
   std::vector<std::unique_ptr<RemoteSink>> sinks;
   std::vector<InvalidationSink*> raw;

@@ -200,8 +200,7 @@ absl::Status WorkloadService::RunSpec(grpc::ServerContext& context, Stream& stre
     return errors::LimitReached("--max_run_ram_bytes", options_.max_run_ram_bytes);
   }
   absl::StatusOr<std::unique_ptr<GuestMemory>> memory =
-      options_.remote_memory ? GuestMemory::CreateRemote(config->ram_bytes)
-                             : GuestMemory::Create(memory_socket_, config->ram_bytes);
+      GuestMemory::Create(options_.remote_memory, memory_socket_, config->ram_bytes);
   if (!memory.ok()) return memory.status();
   RemoteSinkOptions sink_options;
   sink_options.hypervisor = options_.hypervisor;

@@ -19,7 +19,6 @@ absl::StatusOr<std::unique_ptr<HypervisorServer>> HypervisorServer::Start(
   absl::StatusOr<std::unique_ptr<ServiceHost>> host = ServiceHost::Create(o.host);
   if (!host.ok()) return host.status();
   server->host_ = *std::move(host);
-  server->host_->builder().SetMaxReceiveMessageSize(static_cast<int>(o.max_message_bytes));
 
   server->registry_ = std::make_unique<SessionRegistry>(o, std::move(factory));
   server->service_ = std::make_unique<DeviceService>(*server->registry_);

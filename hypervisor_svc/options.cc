@@ -74,7 +74,7 @@ void HypervisorOptions::AddTo(FlagSet& flags) {
                   "unanswered batches of one session");
   flags.AddNumber("max_batch_descriptors", &max_batch_descriptors, 256, 4096,
                   "descriptors in one batch");
-  flags.AddNumber("max_message_bytes", &max_message_bytes, 64 << 10, kMaxMessageBytes,
+  flags.AddNumber("max_message_bytes", &host.max_message_bytes, 64 << 10, kMaxMessageBytes,
                   "bytes in one message that is received");
   flags.AddNumber("session_ttl_ms", &session_ttl_ms, 10, 3'600'000,
                   "how long a session outlives its broken stream before its devices are blocked "

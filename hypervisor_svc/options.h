@@ -26,7 +26,6 @@ struct HypervisorOptions {
   uint64_t max_guest_ram_bytes = uint64_t{64} << 30;
   uint32_t max_outstanding_batches = 64;
   uint32_t max_batch_descriptors = 4096;
-  uint32_t max_message_bytes = kMaxMessageBytes;
   uint64_t session_ttl_ms = 10'000;
   uint32_t max_fault_watchers = 32;  // each holds a thread
   uint32_t concurrent_walks = DefaultConcurrentWalks();

@@ -81,7 +81,7 @@ absl::StatusOr<std::unique_ptr<ServiceHost>> ServiceHost::Create(
   grpc::ServerBuilder& builder = host->builder_;
   builder.AddListeningPort(listen->ToString(), *credentials, &host->bound_port_);
   builder.RegisterService(&host->health_);
-  builder.SetMaxReceiveMessageSize(kMaxMessageBytes);
+  builder.SetMaxReceiveMessageSize(static_cast<int>(options.max_message_bytes));
   builder.SetMaxSendMessageSize(kMaxMessageBytes);
   // Two servers on one port would share its connections without a word.
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);

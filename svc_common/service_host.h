@@ -28,6 +28,7 @@ struct ServiceHostOptions {
   std::string listen;
   std::string metrics = "127.0.0.1:0";  // or "off"
   TlsFlags tls;
+  uint32_t max_message_bytes = kMaxMessageBytes;  // of one message that is received
 
   void AddTo(FlagSet& flags);
 };
