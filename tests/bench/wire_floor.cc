@@ -7,13 +7,12 @@
 #include <grpcpp/server_builder.h>
 #include <grpcpp/server_context.h>
 
-#include <chrono>
 #include <cstdio>
 #include <cstdlib>
-#include <iostream>
 
 #include "iommu_core/vtd/inv_descriptor.h"
 #include "svc_common/service_host.h"
+#include "tests/bench/wire_guest.h"
 
 namespace viommu {
 namespace {
@@ -123,18 +122,8 @@ void ServeFloor(const std::string& address) {
 int RunFloorGuest(const std::string& address) {
   FloorClient client(grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(),
                                                ClientChannelArguments()));
-  v1::InvalidateRequest request = FloorBatch(2);
-  std::printf("READY\n");
-  std::fflush(stdout);
-  int ms = 0;
-  while (std::cin >> ms) {
-    const auto end = std::chrono::steady_clock::now() + std::chrono::milliseconds(ms);
-    uint64_t round_trips = 0;
-    for (; std::chrono::steady_clock::now() < end; ++round_trips) client.PingPong(request);
-    std::printf("%llu\n", static_cast<unsigned long long>(round_trips));
-    std::fflush(stdout);
-  }
-  return 0;
+  const v1::InvalidateRequest request = FloorBatch(2);
+  return ServeTurns([&] { client.PingPong(request); });
 }
 
 v1::InvalidateRequest FloorBatch(int descriptors) {

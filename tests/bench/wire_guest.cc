@@ -165,19 +165,23 @@ void BenchGuest::Invalidate(int count, int per_batch, int window) {
   while (!tickets.empty()) await();
 }
 
-int RunBenchGuest(const std::string& hypervisor, const std::string& memory_socket) {
-  BenchGuest guest(hypervisor, memory_socket, "snapshot", 256);
+int ServeTurns(const std::function<void()>& round_trip) {
   std::printf("READY\n");
   std::fflush(stdout);
   int ms = 0;
   while (std::cin >> ms) {
     const auto end = std::chrono::steady_clock::now() + std::chrono::milliseconds(ms);
-    uint64_t syncs = 0;
-    for (; std::chrono::steady_clock::now() < end; ++syncs) guest.Invalidate(1, 1, 1);
-    std::printf("%llu\n", static_cast<unsigned long long>(syncs));
+    uint64_t done = 0;
+    for (; std::chrono::steady_clock::now() < end; ++done) round_trip();
+    std::printf("%llu\n", static_cast<unsigned long long>(done));
     std::fflush(stdout);
   }
   return 0;
+}
+
+int RunBenchGuest(const std::string& hypervisor, const std::string& memory_socket) {
+  BenchGuest guest(hypervisor, memory_socket, "snapshot", 256);
+  return ServeTurns([&] { guest.Invalidate(1, 1, 1); });
 }
 
 }  // namespace viommu

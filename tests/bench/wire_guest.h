@@ -6,6 +6,7 @@
 #include <sys/types.h>
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -36,6 +37,10 @@ class BenchProcess {
   int in_ = -1;
   int out_ = -1;
 };
+
+// Child: says "READY", then for each line "MS" on standard input does `round_trip` for that long
+// and prints how many times. Ends with its input.
+int ServeTurns(const std::function<void()>& round_trip);
 
 // This program's own path and the folder it is in.
 std::string SelfPath();

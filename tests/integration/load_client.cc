@@ -26,6 +26,16 @@ uint64_t Number(const std::string& bytes) {
 
 int64_t HistoryNow() { return std::chrono::steady_clock::now().time_since_epoch().count(); }
 
+Outage RestartHypervisor(ServicePair& pair, std::chrono::milliseconds pause,
+                         const std::vector<std::string>& flags) {
+  pair.KillHypervisor();
+  Outage outage{HistoryNow(), 0};
+  std::this_thread::sleep_for(pause);
+  outage.restarted_ns = HistoryNow();
+  pair.StartHypervisor(flags);
+  return outage;
+}
+
 bool NothingDone(const absl::Status& status) {
   const std::string text(status.message());
   return absl::StrContains(text, "nothing was done") || absl::StartsWith(text, "no hypervisor at");

@@ -3,6 +3,7 @@
 #define VIOMMU_TESTS_INTEGRATION_LOAD_CLIENT_H_
 
 #include <atomic>
+#include <chrono>
 #include <string>
 #include <thread>
 #include <vector>
@@ -48,6 +49,9 @@ class LoadClient {
 
 // The clock of Op and Outage.
 int64_t HistoryNow();
+// kill -9, `pause`, and a successor with `flags`: what of that belongs in the history.
+Outage RestartHypervisor(ServicePair& pair, std::chrono::milliseconds pause,
+                         const std::vector<std::string>& flags);
 // The service says that it did not even start.
 bool NothingDone(const absl::Status& status);
 

@@ -17,21 +17,8 @@ using std::chrono::milliseconds;
 using ::testing::ElementsAre;
 using ::testing::IsEmpty;
 
-constexpr uint64_t kPage = 4096;
-
 class RecoveryTest : public ::testing::Test {
  protected:
-  std::vector<Target> MakeTargets(int count) {
-    std::vector<Target> targets;
-    for (int i = 0; i < count; ++i) {
-      const auto domain = pair_.guest().CreateDomain();
-      EXPECT_TRUE(domain.ok()) << domain.status();
-      const uint32_t source_id = 0x18 + 8 * static_cast<uint32_t>(i);
-      EXPECT_TRUE(pair_.guest().Attach(*domain, source_id).ok());
-      targets.push_back({*domain, source_id});
-    }
-    return targets;
-  }
   std::string SessionId() { return pair_.guest().Status()->session_ids(0); }
 
   ServicePair pair_;
@@ -45,7 +32,8 @@ TEST_F(RecoveryTest, NothingIsLostWhenTheHypervisorIsKilledUnderLoad) {
   std::mt19937_64 random(seed);
   pair_.StartHypervisor();
   pair_.StartGuest({"--vcpus=4"});
-  const std::vector<Target> targets = MakeTargets(2);
+  const std::vector<Target> targets = {MakeTarget(pair_.guest(), 0x18),
+                                       MakeTarget(pair_.guest(), 0x20)};
   LoadClient load({.guest_address = pair_.guest_address, .targets = targets, .seed = seed});
   History history;
   uint64_t verified = 0;
@@ -57,12 +45,9 @@ TEST_F(RecoveryTest, NothingIsLostWhenTheHypervisorIsKilledUnderLoad) {
     // Sometimes again while the guest is still building its state anew.
     const int kills = random() % 3 == 0 ? 2 : 1;
     for (int i = 0; i < kills; ++i) {
-      pair_.KillHypervisor();
-      Outage outage{HistoryNow(), 0};
-      std::this_thread::sleep_for(milliseconds(random() % 100));
-      outage.restarted_ns = HistoryNow();
-      history.outages.push_back(outage);
-      pair_.StartHypervisor({"--strategy=" + std::string(kStrategies[round % 5])});
+      history.outages.push_back(
+          RestartHypervisor(pair_, milliseconds(random() % 100),
+                            {"--strategy=" + std::string(kStrategies[round % 5])}));
       ASSERT_FALSE(HasFatalFailure());
       if (i + 1 < kills) std::this_thread::sleep_for(milliseconds(random() % 60));
     }

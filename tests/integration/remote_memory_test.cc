@@ -29,13 +29,7 @@ class RemoteMemoryTest : public ::testing::Test {
     more.push_back("--memory_socket=" + pair_.folder().File("nowhere"));
     pair_.StartGuest(more);
   }
-  uint32_t AttachedDomain() {
-    const auto domain = pair_.guest().CreateDomain();
-    EXPECT_TRUE(domain.ok()) << domain.status();
-    const absl::Status attached = pair_.guest().Attach(*domain, kDevice);
-    EXPECT_TRUE(attached.ok()) << attached;
-    return *domain;
-  }
+  uint32_t AttachedDomain() { return MakeTarget(pair_.guest(), kDevice).domain; }
   std::string SessionId() { return pair_.guest().Status()->session_ids(0); }
 
   ServicePair pair_;
@@ -155,12 +149,9 @@ TEST_F(RemoteMemoryTest, NothingIsLostWhenTheHypervisorIsKilledUnderLoad) {
     const uint64_t until = load.done() + random() % 100;
     ASSERT_TRUE(Eventually([&] { return load.done() >= until; }));
     std::this_thread::sleep_for(std::chrono::microseconds(random() % 5'000));
-    pair_.KillHypervisor();
-    Outage outage{HistoryNow(), 0};
-    std::this_thread::sleep_for(std::chrono::milliseconds(random() % 100));
-    outage.restarted_ns = HistoryNow();
-    history.outages.push_back(outage);
-    pair_.StartHypervisor({"--strategy=" + std::string(kStrategies[round % 4])});
+    history.outages.push_back(
+        RestartHypervisor(pair_, std::chrono::milliseconds(random() % 100),
+                          {"--strategy=" + std::string(kStrategies[round % 4])}));
     ASSERT_FALSE(HasFatalFailure());
     const uint64_t before = load.done();
     ASSERT_TRUE(Eventually([&] { return load.done() > before + 40; }))

@@ -175,6 +175,14 @@ void ServicePair::KillGuest() {
   EXPECT_EQ(guest_process_->Wait(), -SIGKILL);
 }
 
+Target MakeTarget(GuestCalls& guest, uint32_t source_id) {
+  const auto domain = guest.CreateDomain();
+  EXPECT_TRUE(domain.ok()) << domain.status();
+  const absl::Status attached = guest.Attach(domain.value_or(0), source_id);
+  EXPECT_TRUE(attached.ok()) << attached;
+  return {domain.value_or(0), source_id};
+}
+
 std::vector<std::string> SweepMappings(HypervisorCalls& hypervisor, const std::string& session,
                                        const std::vector<Target>& targets,
                                        const std::vector<LiveMapping>& live) {

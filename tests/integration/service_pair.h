@@ -96,6 +96,9 @@ struct Target {
   uint32_t source_id = 0;
 };
 
+// A new one; fails the test, and goes on, if the guest makes none.
+Target MakeTarget(GuestCalls& guest, uint32_t source_id);
+
 // Every live mapping, page by page: the physical IOMMU leads the device to the page that the guest
 // was given, and the session holds no page more. One sentence for each difference.
 std::vector<std::string> SweepMappings(HypervisorCalls& hypervisor, const std::string& session,

@@ -30,12 +30,6 @@ constexpr uint64_t kMiB = uint64_t{1} << 20;
 
 class StallTest : public ::testing::Test {
  protected:
-  Target MakeTarget(GuestCalls& guest, uint32_t source_id = kDevice) {
-    const auto domain = guest.CreateDomain();
-    EXPECT_TRUE(domain.ok()) << domain.status();
-    EXPECT_TRUE(guest.Attach(domain.value_or(0), source_id).ok());
-    return {domain.value_or(0), source_id};
-  }
   // One map, a device's write and read, one unmap, and the device is blocked.
   void ExpectServes(GuestCalls& guest, const Target& target) {
     const auto mapped = guest.Map(target.domain, kPage);
@@ -69,12 +63,12 @@ class StallTest : public ::testing::Test {
 TEST_F(StallTest, AStoppedGuestKeepsItsSessionAndHoldsNobodyUp) {
   pair_.StartHypervisor();
   pair_.StartGuest();
-  const Target own = MakeTarget(pair_.guest());
+  const Target own = MakeTarget(pair_.guest(), kDevice);
   const auto kept = pair_.guest().Map(own.domain, kPage);
   ASSERT_TRUE(kept.ok());
   std::unique_ptr<GuestCalls> second;
   const auto second_process = SecondGuest(second);
-  const Target other = MakeTarget(*second);
+  const Target other = MakeTarget(*second, kDevice);
 
   pair_.guest_process().Signal(SIGSTOP);
   const auto until = steady_clock::now() + milliseconds(1'500);  // three times to live
@@ -95,7 +89,7 @@ TEST_F(StallTest, AStoppedGuestKeepsItsSessionAndHoldsNobodyUp) {
 TEST_F(StallTest, AStoppedHypervisorIsSaidInTimeAndCatchesUp) {
   pair_.StartHypervisor({"--session_ttl_ms=60000"});
   pair_.StartGuest();
-  const Target target = MakeTarget(pair_.guest());
+  const Target target = MakeTarget(pair_.guest(), kDevice);
   const auto first = pair_.guest().Map(target.domain, kPage);
   const auto second = pair_.guest().Map(target.domain, kPage);
   ASSERT_TRUE(first.ok() && second.ok());
@@ -138,7 +132,7 @@ TEST_F(StallTest, AStoppedHypervisorIsSaidInTimeAndCatchesUp) {
 TEST_F(StallTest, ASlowReaderCostsAWindowAndLosesNothing) {
   pair_.StartHypervisor({"--max_outstanding_batches=8"});
   pair_.StartGuest();
-  const Target target = MakeTarget(pair_.guest());
+  const Target target = MakeTarget(pair_.guest(), kDevice);
   const auto memory = GrantedMemory::Request(pair_.folder().File("hv.mem"), kMiB);
   ASSERT_TRUE(memory.ok()) << memory.status();
   grpc::ClientContext context;
@@ -194,7 +188,7 @@ TEST_F(StallTest, HalfOpenConnectionsHoldNobodyUp) {
   pair_.hypervisor_address = "127.0.0.1:0";
   pair_.StartHypervisor({"--open_timeout_ms=200"});
   pair_.StartGuest();
-  const Target target = MakeTarget(pair_.guest());
+  const Target target = MakeTarget(pair_.guest(), kDevice);
   EXPECT_TRUE(pair_.hypervisor().Sessions().ok());  // this test's own connection
   const uint64_t before = FiguresOf(pair_.hypervisor_process().pid()).descriptors;
   {
@@ -237,7 +231,7 @@ TEST_F(StallTest, AFullDiskForLogsStopsNothing) {
                          "/dev/full");
     ASSERT_NE(guest.Ready(), "");
     GuestCalls calls(guest_address);
-    ExpectServes(calls, MakeTarget(calls));
+    ExpectServes(calls, MakeTarget(calls, kDevice));
     guest.Signal(SIGKILL);  // its release is a line in the hypervisor's log
     guest.Wait();
     HypervisorCalls operator_calls(address);
