@@ -100,7 +100,7 @@ std::optional<std::string> DifferenceFrom(const Step& step, const Observation& r
   if (auto d = Register("FSTS", recorded.fsts, seen.fsts, fsts_mask)) return d;
   for (const auto& [address, value] : recorded.words) {
     const auto it = std::find_if(seen.words.begin(), seen.words.end(),
-                                 [&](const auto& word) { return word.first == address; });
+                                 [&at = address](const auto& word) { return word.first == at; });
     const uint32_t found = it == seen.words.end() ? 0 : it->second;
     if (found != value) {
       return absl::StrFormat("word 0x%x is 0x%x, recorded 0x%x", address.value(), found, value);
