@@ -5,6 +5,8 @@ namespace viommu {
 void Shadow::Sync(IovaRange range, SyncRun& run) {
   range.end = std::min(range.end, ShadowTable::kAll.end);
   bool refused = !range.empty() && SyncRange(range, /*stop_at_refusal=*/false, run);
+  // What was unmapped is room now.
+  if (!refused && !refused_.empty()) FlushInvalidations(run.cost);
   // A limit that still holds refuses the first map again: no need to ask for each.
   while (!refused && !run.work_refused && !refused_.empty()) {
     const IovaRange again = refused_.First();

@@ -129,7 +129,10 @@ uint64_t SnapshotShadow::CloseLines(TableNode& node, LeafCursor& cursor, SyncCos
   cost.pages_unpinned += run.unmaps;
   const uint64_t differing = run.differing;
   cursor = {};
-  if (!holds_any) ClearPages({Iova(node.first), Iova(node.end())}, cost);
+  if (!holds_any) {
+    ClearPages({Iova(node.first), Iova(node.end())}, cost);
+    NoteIfEmpty(node);
+  }
   return differing;
 }
 

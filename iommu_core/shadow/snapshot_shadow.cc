@@ -130,16 +130,17 @@ bool SnapshotShadow::SyncRange(IovaRange range, bool stop_at_refusal, SyncRun& r
       }
       const bool whole = pass.range.first == Iova(0) && pass.range.end == Iova(guest_table_.end);
       if (root_ == nullptr) {
-        halt = Halt::kWorkBound;
+        halt = RefuseTable(guest_table_.table, pass.range, guest_table_.levels, kPermissionBits,
+                           /*visit_all=*/false, pass);
       } else if (whole && complete_ && index_ != nullptr && !stop_at_refusal) {
         SyncDirty(pass);
       } else {
         // What was refused differs from its copy, so the pass comes by and refuses it again.
         Settle(pass.range);
         halt = SyncNode(*root_, /*visit_all=*/false, pass);
-        if (whole && halt == Halt::kNo) complete_ = true;
-        if (halt == Halt::kRefused) Refuse({Iova(pass.next), pass.range.end});
+        if (whole && halt == Halt::kNo) complete_ = !pass.uncopied;
       }
+      if (halt == Halt::kRefused) Refuse({Iova(pass.next), pass.range.end});
       break;
     }
   }
@@ -147,6 +148,7 @@ bool SnapshotShadow::SyncRange(IovaRange range, bool stop_at_refusal, SyncRun& r
     complete_ = false;
     GiveUp({Iova(pass.next), std::max(pass.range.end, pass.give_up_end)}, run);
   }
+  if (!emptied_.empty()) FreeEmptied();
   return pass.refused;
 }
 
@@ -376,6 +378,9 @@ Shadow::Halt SnapshotShadow::VisitLine(TableNode& node, int at, const EntryLine&
         }
       }
       halt = SyncNode(*(*node.below)[s], false, pass);
+    } else if (scope == kThisTable && !nothing_noted() &&
+               (node.below == nullptr || (*node.below)[s] == nullptr)) {
+      Settle(node.SlotRange(slot));  // refused once, and the guest took it away
     }
     if (halt != Halt::kNo) return halt;
   }
@@ -420,6 +425,7 @@ void SnapshotShadow::SetAbsent(TableNode& node, int slot, uint64_t now, bool vis
   ClearPages(span, cost);
   if (cost.ptes_changed != changed_before) Invalidate(span, cost);
   Uncharge(dropped, cost);
+  NoteIfEmpty(node);
 }
 
 Shadow::Halt SnapshotShadow::SetLeaf(TableNode& node, int slot, uint64_t now, uint64_t effective,
@@ -497,8 +503,9 @@ Shadow::Halt SnapshotShadow::SetTable(TableNode& node, int slot, uint64_t now, u
     pass.next = span.first.value();
     pass.give_up_end = std::max(pass.give_up_end, span.end);
     below = NewNode(guest_table, span.first.value(), node.level - 1, effective);
-    // No room for another copy: as if the bound on work had been reached here.
-    if (below == nullptr) return Halt::kWorkBound;
+    if (below == nullptr) {
+      return RefuseTable(guest_table, span, node.level - 1, effective, visit_all, pass);
+    }
   }
   node.last[i] = now;
   if (!everything) return SyncNode(*below, false, pass);
@@ -507,6 +514,7 @@ Shadow::Halt SnapshotShadow::SetTable(TableNode& node, int slot, uint64_t now, u
   pass.give_up_end = std::max(pass.give_up_end, span.end);
   const Halt halt = SyncNode(*below, visit_all, pass);
   pass.range = asked;
+  NoteIfEmpty(*below);
   return halt;
 }
 
@@ -526,36 +534,6 @@ SnapshotShadow::Dropped SnapshotShadow::Drop(TableNode& node, int slot) {
   }
   node.last[i] = 0;
   return sum;
-}
-
-void SnapshotShadow::DropRange(TableNode& node, IovaRange range, Dropped& sum, IovaRange& hull) {
-  for (int slot = 0; slot < vtd::kEntriesPerTable; ++slot) {
-    const IovaRange span = node.SlotRange(slot);
-    if (!span.Overlaps(range)) continue;
-    const bool whole = range.first <= span.first && span.end <= range.end;
-    if (!whole && node.below != nullptr && (*node.below)[static_cast<size_t>(slot)] != nullptr) {
-      DropRange(*(*node.below)[static_cast<size_t>(slot)], range, sum, hull);
-      continue;
-    }
-    const Dropped part = Drop(node, slot);
-    if (part.entries == 0) continue;
-    sum.entries += part.entries;
-    sum.pages += part.pages;
-    hull = {std::min(hull.first, span.first), std::max(hull.end, span.end)};
-  }
-}
-
-void SnapshotShadow::GiveUp(IovaRange rest, SyncRun& run) {
-  run.work_refused = true;
-  if (rest.empty()) return;
-  SyncCost& cost = run.cost;
-  Dropped dropped;
-  const IovaRange asked = rest;
-  if (root_ != nullptr) DropRange(*root_, asked, dropped, rest);
-  ClearPages(rest, cost);
-  Invalidate(rest, cost);
-  Uncharge(dropped, cost);
-  Abandon(rest);
 }
 
 }  // namespace viommu

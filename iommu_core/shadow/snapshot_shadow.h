@@ -84,6 +84,7 @@ class SnapshotShadow final : public Shadow {
     uint64_t next;     // addresses below were looked at
     Iova give_up_end;  // from `next` to here nothing may stay if the pass ends early
     bool refused = false;
+    bool uncopied = false;  // a table of the guest has no copy
   };
   struct Dropped {
     uint64_t entries = 0;
@@ -164,6 +165,14 @@ class SnapshotShadow final : public Shadow {
   Halt SetTable(TableNode& node, int slot, uint64_t now, uint64_t effective, bool visit_all,
                 Pass& pass);
   void SetAbsent(TableNode& node, int slot, uint64_t now, bool visit_all, Pass& pass);
+  // There is no room for a copy of the guest's `table` at `span`: none of its leaves is mapped.
+  Halt RefuseTable(PhysAddr table, IovaRange span, int level, uint64_t permissions, bool visit_all,
+                   Pass& pass);
+  Halt RefuseLeaves(PhysAddr table, IovaRange span, int level, uint64_t permissions, Pass& pass);
+  // Where no copy is left, those of tables without a leaf are freed when the pass has ended; such a
+  // table is read again when an invalidation comes by.
+  void NoteIfEmpty(const TableNode& node);
+  void FreeEmptied();
   // Forgets what `slot` reflected; returns what was charged for it.
   Dropped Drop(TableNode& node, int slot);
   // The same for a range; `hull` grows to what was forgotten.
@@ -186,6 +195,7 @@ class SnapshotShadow final : public Shadow {
   DmaAccount account_;
   std::unique_ptr<TableNode> root_;
   std::vector<DirtyNode> dirty_;
+  std::vector<uint64_t> emptied_;  // first addresses of leaf tables
   bool complete_ = false;  // dirty-log: the copies cover the whole table, so the log is enough
   bool identity_mapped_ = false;
   uint64_t node_bytes_ = 0;

@@ -104,18 +104,11 @@ TEST_P(MapLimitTest, WhatIsRefusedIsSaidAndAppearsOnceThereIsRoom) {
 
 INSTANTIATE_TEST_SUITE_P(
     Limits, MapLimitTest,
-    ::testing::Combine(::testing::Values(MapLimit{"Entries", {"--dma_entry_limit=8"}, 12, kPage},
-                                         MapLimit{
-                                             "PinnedBytes", {"--pin_limit_bytes=32k"}, 12, kPage}),
-                       ::testing::Values("walk", "walk-shared", "snapshot", "dirty-log")),
-    LimitName);
-// The other strategies run out of copies first: those pages wait for an invalidation of their own
-// range, as after the bound on work (iommu_core/shadow/README.md, Bounds).
-INSTANTIATE_TEST_SUITE_P(
-    TableLimit, MapLimitTest,
-    ::testing::Combine(::testing::Values(MapLimit{
-                           "TablePages", {"--max_shadow_table_pages=16"}, 40, kPage * 256}),
-                       ::testing::Values("walk", "walk-shared")),
+    ::testing::Combine(
+        ::testing::Values(MapLimit{"Entries", {"--dma_entry_limit=8"}, 12, kPage},
+                          MapLimit{"PinnedBytes", {"--pin_limit_bytes=32k"}, 12, kPage},
+                          MapLimit{"TablePages", {"--max_shadow_table_pages=16"}, 40, kPage * 256}),
+        ::testing::Values("walk", "walk-shared", "snapshot", "dirty-log")),
     LimitName);
 
 class LimitsTest : public ::testing::Test {

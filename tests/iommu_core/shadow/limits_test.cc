@@ -111,16 +111,43 @@ TEST_P(Limits, TablePageCapRefusesAndRecovers) {
   auto session = Start(config);
   guest_.Map(table_, 4, 0x000000, kBuffers);
   guest_.Map(table_, 4, 0x200000, kBuffers);
-  guest_.Map(table_, 4, 0x400000, kBuffers);
+  for (uint64_t i = 0; i < 3; ++i) guest_.Map(table_, 4, 0x400000 + (i << 13), kBuffers);
+  guest_.Map(table_, 4, 0x40000000, kBuffers);  // a table above of its own
   SinkCompletion done = Send(*session, {Dsi(1)});
   EXPECT_LE(session->stats().shadow_table_pages, 5u);
   EXPECT_EQ(session->stats().live_pages, 2u);
+  EXPECT_EQ(done.refused_pages, 4u);
+  EXPECT_EQ(done.cost.dma_map_failures, 4u);
+  EXPECT_EQ(done.cost.shadow_mismatches, 0u);
   EXPECT_EQ(session->VerifyAll(), 0u);  // what is missing is known to be
-  guest_.Unmap(table_, 4, 0x000000, 2);
+
+  // A limit that still holds is asked once; so is one for a page more in a table without a copy.
+  done = Send(*session, {Psi(1, 0x80000000)});
+  EXPECT_EQ(done.cost.dma_map_failures, 1u);
+  EXPECT_EQ(done.refused_pages, 4u);
+  guest_.Map(table_, 4, 0x401000, kBuffers);
+  EXPECT_EQ(Send(*session, {Psi(1, 0x401000)}).refused_pages, 5u);
+  guest_.Unmap(table_, 4, 0x401000);
+  EXPECT_EQ(Send(*session, {Psi(1, 0x401000)}).refused_pages, 4u);
+
+  // The guest keeps the table that it empties; its place is taken at once.
+  guest_.Unmap(table_, 4, 0x000000);
+  done = Send(*session, {Psi(1, 0)});
+  EXPECT_EQ(done.refused_pages, 1u);
+  EXPECT_EQ(session->HostPageForTest(kNic, Iova(0x404000)).address, PhysAddr(kBuffers));
+  EXPECT_EQ(session->VerifyAll(), 0u);
+  // It changes while nobody looks, and all is as it says once there is room for everything.
+  guest_.Map(table_, 4, 0x001000, kBuffers + 0x3000);
+  EXPECT_EQ(Send(*session, {Psi(1, 0x001000)}).refused_pages, 2u);
+  guest_.Unmap(table_, 4, 0x200000);
+  for (uint64_t i = 0; i < 3; ++i) guest_.Unmap(table_, 4, 0x400000 + (i << 13));
+  Send(*session, {Dsi(1)});  // comes by what is refused before it comes by the room
   done = Send(*session, {Dsi(1)});
-  done = Send(*session, {Dsi(1)});
-  EXPECT_EQ(done.refused_pages, 0u);
-  EXPECT_EQ(session->HostPageForTest(kNic, Iova(0x400000)).address, PhysAddr(kBuffers));
+  EXPECT_EQ(done.refused_pages, 1u);  // either, since one of them takes a table above its own
+  EXPECT_NE(session->HostPageForTest(kNic, Iova(0x001000)).access.any(),
+            session->HostPageForTest(kNic, Iova(0x40000000)).access.any());
+  EXPECT_EQ(session->VerifyAll(), 0u);
+  EXPECT_EQ(session->stats().live_pages, 1u);
 }
 
 TEST_P(Limits, DevicesAndDomainsAreBounded) {
