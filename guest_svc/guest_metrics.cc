@@ -89,6 +89,7 @@ std::vector<prometheus::MetricFamily> GuestMetrics::Collect() const {
     reconnects.Add({{"reason", CodeLabel(static_cast<absl::StatusCode>(code))}}, Value(count));
   }
   out.push_back(std::move(reconnects).Build());
+  out.push_back(TlsFamily());
   FamilyBuilder build("viommu_build_info", "Always 1; the label names the build.",
                       MetricType::Gauge);
   build.Add({{"version", BuildVersion()}}, 1);

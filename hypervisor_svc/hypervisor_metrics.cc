@@ -134,6 +134,7 @@ std::vector<prometheus::MetricFamily> HypervisorMetrics::Collect() const {
   out.push_back(CounterFamily("viommu_memory_requests_refused_total",
                               "Requests on the memory socket that were answered with an error.",
                               Value(registry_.memory_requests_refused())));
+  out.push_back(TlsFamily());
   FamilyBuilder resyncs("viommu_session_resyncs_total",
                         "Times a guest had to replay its whole state.", MetricType::Counter);
   for (size_t reason = 1; reason < kResyncNames.size(); ++reason) {

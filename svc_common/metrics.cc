@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "svc_common/address.h"
+#include "svc_common/logging.h"
 
 namespace viommu {
 namespace {
@@ -59,6 +60,12 @@ prometheus::MetricFamily CounterFamily(std::string name, std::string help, doubl
   return std::move(FamilyBuilder(std::move(name), std::move(help), prometheus::MetricType::Counter)
                        .Add({}, value))
       .Build();
+}
+
+prometheus::MetricFamily TlsFamily() {
+  return CounterFamily("viommu_tls_handshakes_failed_total",
+                       "TLS handshakes that failed, as server or as client.",
+                       static_cast<double>(TlsHandshakesFailed()));
 }
 
 prometheus::MetricFamily GaugeFamily(std::string name, std::string help, double value) {

@@ -57,6 +57,8 @@ class FamilyBuilder {
 
 prometheus::MetricFamily CounterFamily(std::string name, std::string help, double value);
 prometheus::MetricFamily GaugeFamily(std::string name, std::string help, double value);
+// viommu_tls_handshakes_failed_total of this process.
+prometheus::MetricFamily TlsFamily();
 
 // Serves /metrics over HTTP.
 class MetricsEndpoint {

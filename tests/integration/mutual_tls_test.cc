@@ -10,6 +10,7 @@
 #include "svc_common/service_host.h"
 #include "tests/fakes/service_process.h"
 #include "tests/fakes/temp_folder.h"
+#include "tests/integration/probes.h"
 #include "tests/integration/service_pair.h"
 #include "viommu/v1/guest_service.grpc.pb.h"
 #include "viommu/v1/hypervisor_service.grpc.pb.h"
@@ -58,7 +59,7 @@ class MutualTlsTest : public ::testing::Test {
     args.push_back("--tls_cert=" + tls.cert);
     args.push_back("--tls_key=" + tls.key);
     args.push_back("--tls_ca=" + tls.ca);
-    args.push_back("--metrics=off");
+    args.push_back("--metrics=127.0.0.1:0");
     args.push_back("--memory_socket=" + folder_.File("mem.sock"));
     return args;
   }
@@ -82,8 +83,12 @@ TEST_F(MutualTlsTest, OnlyTheRightCertificateServesAndSeesItsSession) {
   ServiceProcess hypervisor(bin + "/hypervisor_svc",
                             Args({"--listen=127.0.0.1:0"}, Tls("hypervisor")),
                             folder_.File("hv.log"));
-  const std::string address = ReadyField(hypervisor.Ready(), "grpc");
+  const std::string ready = hypervisor.Ready();
+  const std::string address = ReadyField(ready, "grpc");
   ASSERT_NE(address, "") << hypervisor.Log();
+  const auto refused = [&] {
+    return Scrape(ReadyField(ready, "metrics"))["viommu_tls_handshakes_failed_total"];
+  };
   ServiceProcess guest(bin + "/guest_svc",
                        Args({"--listen=unix:" + folder_.File("g.sock"), "--hypervisor=" + address,
                              "--ram_bytes=16m"},
@@ -99,11 +104,16 @@ TEST_F(MutualTlsTest, OnlyTheRightCertificateServesAndSeesItsSession) {
   ASSERT_TRUE(other.ok()) << other.status();
   EXPECT_EQ(other->sessions_size(), 0);  // another identity's session is not even seen
 
-  EXPECT_TRUE(absl::IsUnavailable(List(address, grpc::InsecureChannelCredentials()).status()));
-  EXPECT_TRUE(absl::IsUnavailable(
-      List(address, *MakeChannelCredentials(target, Tls("stranger-guest"))).status()));
-  EXPECT_TRUE(
-      absl::IsUnavailable(List(address, *MakeChannelCredentials(target, Tls("expired"))).status()));
+  EXPECT_EQ(refused(), 0);
+  const auto expect_refused = [&](const std::shared_ptr<grpc::ChannelCredentials>& credentials) {
+    const double before = refused();
+    EXPECT_TRUE(absl::IsUnavailable(List(address, credentials).status()));
+    // A client tries again until its call's deadline.
+    EXPECT_TRUE(Eventually([&] { return refused() > before; }));
+  };
+  expect_refused(grpc::InsecureChannelCredentials());
+  expect_refused(*MakeChannelCredentials(target, Tls("stranger-guest")));
+  expect_refused(*MakeChannelCredentials(target, Tls("expired")));
   // The other way round: a client that trusts another authority does not talk to this server.
   EXPECT_TRUE(absl::IsUnavailable(
       List(address, *MakeChannelCredentials(target, Tls("guest", "stranger"))).status()));
