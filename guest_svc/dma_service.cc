@@ -10,6 +10,7 @@
 #include "absl/time/time.h"
 #include "iommu_core/base/errors.h"
 #include "svc_common/conversions.h"
+#include "svc_common/steady_deadline.h"
 
 namespace viommu {
 namespace {
@@ -27,7 +28,7 @@ grpc::Status DmaService::CreateDomain(grpc::ServerContext* context,
                                       v1::Domain* response) {
   const uint32_t bits = request->dma_mask_bits() == 0 ? 64 : request->dma_mask_bits();
   if (bits > 64) return ToGrpcStatus(errors::Invalid("dma_mask_bits is at most 64"));
-  return ToGrpcStatus(host_.Run(context->deadline(), [&](GuestMachine& machine) {
+  return ToGrpcStatus(host_.Run(SteadyDeadline(*context), [&](GuestMachine& machine) {
     const absl::StatusOr<uint32_t> domain = machine.CreateDomain(static_cast<int>(bits));
     if (domain.ok()) response->set_domain(*domain);
     return domain.status();
@@ -37,7 +38,7 @@ grpc::Status DmaService::CreateDomain(grpc::ServerContext* context,
 grpc::Status DmaService::DeleteDomain(grpc::ServerContext* context,
                                       const v1::DeleteDomainRequest* request,
                                       v1::DeleteDomainResponse*) {
-  return ToGrpcStatus(host_.Run(context->deadline(), [&](GuestMachine& machine) {
+  return ToGrpcStatus(host_.Run(SteadyDeadline(*context), [&](GuestMachine& machine) {
     const absl::Status status = machine.DeleteDomain(request->domain());
     if (!status.ok()) return status;
     absl::MutexLock lock(&mu_);
@@ -56,7 +57,7 @@ grpc::Status DmaService::AttachDevice(grpc::ServerContext* context,
                                       v1::AttachDeviceResponse* response) {
   const absl::StatusOr<SourceId> sid = SourceIdFromProto(request->source_id());
   if (!sid.ok()) return ToGrpcStatus(sid.status());
-  return ToGrpcStatus(host_.Run(context->deadline(), [&](GuestMachine& machine) {
+  return ToGrpcStatus(host_.Run(SteadyDeadline(*context), [&](GuestMachine& machine) {
     const absl::StatusOr<DomainId> did =
         machine.AttachDevice(request->domain(), *sid, request->iommu(), request->device_tlb());
     if (!did.ok()) return did.status();
@@ -71,7 +72,7 @@ grpc::Status DmaService::DetachDevice(grpc::ServerContext* context,
                                       v1::DetachDeviceResponse*) {
   const absl::StatusOr<SourceId> sid = SourceIdFromProto(request->source_id());
   if (!sid.ok()) return ToGrpcStatus(sid.status());
-  return ToGrpcStatus(host_.Run(context->deadline(),
+  return ToGrpcStatus(host_.Run(SteadyDeadline(*context),
                                 [&](GuestMachine& machine) { return machine.DetachDevice(*sid); }));
 }
 
@@ -181,7 +182,7 @@ absl::Status DmaService::DoAccess(Deadline deadline, const v1::AccessRequest& re
   dma.set_read_size_bytes(request.read_size_bytes());
   v1::DmaResponse answer;
   grpc::ClientContext context;
-  context.set_deadline(std::min(deadline, std::chrono::system_clock::now() + kAccessTimeout));
+  context.set_deadline(GrpcDeadline(std::min(deadline, Deadline::clock::now() + kAccessTimeout)));
   const absl::Status status = FromGrpcStatus(hypervisor_->Dma(&context, dma, &answer));
   if (absl::IsUnavailable(status) || absl::IsNotFound(status)) {
     // NotFound: a restarted hypervisor; the session is rebuilt by the machine's thread.
@@ -199,17 +200,17 @@ absl::Status DmaService::DoAccess(Deadline deadline, const v1::AccessRequest& re
 
 grpc::Status DmaService::Map(grpc::ServerContext* context, const v1::MapRequest* request,
                              v1::MapResponse* response) {
-  return ToGrpcStatus(DoMap(context->deadline(), *request, response));
+  return ToGrpcStatus(DoMap(SteadyDeadline(*context), *request, response));
 }
 
 grpc::Status DmaService::Unmap(grpc::ServerContext* context, const v1::UnmapRequest* request,
                                v1::UnmapResponse* response) {
-  return ToGrpcStatus(DoUnmap(context->deadline(), *request, response));
+  return ToGrpcStatus(DoUnmap(SteadyDeadline(*context), *request, response));
 }
 
 grpc::Status DmaService::Access(grpc::ServerContext* context, const v1::AccessRequest* request,
                                 v1::AccessResponse* response) {
-  return ToGrpcStatus(DoAccess(context->deadline(), *request, response));
+  return ToGrpcStatus(DoAccess(SteadyDeadline(*context), *request, response));
 }
 
 void DmaService::DoOp(Deadline deadline, const v1::DmaOp& op, v1::DmaOpResult* result) {
@@ -240,7 +241,7 @@ grpc::Status DmaService::Batch(grpc::ServerContext* context, const v1::BatchRequ
                    "BATCH_TOO_LARGE"));
   }
   for (const v1::DmaOp& op : request->ops()) {
-    DoOp(context->deadline(), op, response->add_results());
+    DoOp(SteadyDeadline(*context), op, response->add_results());
   }
   return grpc::Status::OK;
 }
@@ -251,7 +252,7 @@ grpc::Status DmaService::StreamOps(grpc::ServerContext* context,
   v1::DmaOpResult result;
   while (stream->Read(&op)) {
     result.Clear();
-    DoOp(context->deadline(), op, &result);
+    DoOp(SteadyDeadline(*context), op, &result);
     if (!stream->Write(result)) return grpc::Status::CANCELLED;
   }
   return grpc::Status::OK;
@@ -282,7 +283,7 @@ grpc::Status DmaService::SetPolicy(grpc::ServerContext*, const v1::SetPolicyRequ
 
 grpc::Status DmaService::Flush(grpc::ServerContext* context, const v1::FlushRequest*,
                                v1::FlushResponse* response) {
-  return ToGrpcStatus(host_.Run(context->deadline(), [&](GuestMachine& machine) {
+  return ToGrpcStatus(host_.Run(SteadyDeadline(*context), [&](GuestMachine& machine) {
     const absl::StatusOr<uint64_t> released = machine.FlushDeferred();
     if (released.ok()) response->set_entry_count(*released);
     return released.status();
@@ -292,7 +293,7 @@ grpc::Status DmaService::Flush(grpc::ServerContext* context, const v1::FlushRequ
 grpc::Status DmaService::ReadFaults(grpc::ServerContext* context, const v1::ReadFaultsRequest*,
                                     v1::ReadFaultsResponse* response) {
   host_.TakeInFaults(absl::ZeroDuration());
-  return ToGrpcStatus(host_.Run(context->deadline(), [&](GuestMachine& machine) {
+  return ToGrpcStatus(host_.Run(SteadyDeadline(*context), [&](GuestMachine& machine) {
     bool overflow = false;
     for (const vtd::FaultRecord& fault : machine.TakeFaults(&overflow)) {
       *response->add_faults() = ToProto(fault);

@@ -63,7 +63,7 @@ class DmaService final : public v1::GuestService::Service {
       grpc::ServerReaderWriter<v1::RunWorkloadResponse, v1::RunWorkloadRequest>* stream) override;
 
  private:
-  using Deadline = std::chrono::system_clock::time_point;
+  using Deadline = std::chrono::steady_clock::time_point;
   struct Buffer {
     GuestPhys first;
     uint64_t size_bytes = 0;

@@ -167,12 +167,11 @@ void MachineHost::RunUntilStopped() {
   }
 }
 
-absl::Status MachineHost::Run(std::chrono::system_clock::time_point deadline,
-                              absl::FunctionRef<absl::Status(GuestMachine&)> work) {
+absl::Status MachineHost::Run(Time deadline, absl::FunctionRef<absl::Status(GuestMachine&)> work) {
   const Time now = Steady::now();
   // Not beyond kMaxWait: a caller without a deadline gives more than milliseconds can hold.
-  const auto given = std::chrono::duration_cast<milliseconds>(std::min<Steady::duration>(
-      deadline - std::chrono::system_clock::now(), kMaxWait + kAnswerTime));
+  const auto given = std::chrono::duration_cast<milliseconds>(
+      std::min<Steady::duration>(deadline - now, kMaxWait + kAnswerTime));
   const Time until = now + given - std::min(given / 4, kAnswerTime);
   {
     SteadyLock lock(&mu_);
@@ -215,9 +214,9 @@ absl::Status MachineHost::SetPolicy(Policy policy, bool force_lazy) {
     up = up_;
   }
   if (up) {
-    const absl::Status status =
-        Run(std::chrono::system_clock::now() + kMaxWait,
-            [&](GuestMachine& machine) { return machine.SetPolicy(policy, force_lazy); });
+    const absl::Status status = Run(Steady::now() + kMaxWait, [&](GuestMachine& machine) {
+      return machine.SetPolicy(policy, force_lazy);
+    });
     if (!status.ok()) return status;
   }
   SteadyLock lock(&mu_);

@@ -41,7 +41,7 @@ class MachineHost {
   // Runs `work` with the machine to itself, once every stream is up. Unavailable: the hypervisor
   // has not been there yet; DeadlineExceeded: it is away, or others had the machine, until
   // `deadline`. In both cases `work` was not started.
-  absl::Status Run(std::chrono::system_clock::time_point deadline,
+  absl::Status Run(std::chrono::steady_clock::time_point deadline,
                    absl::FunctionRef<absl::Status(GuestMachine&)> work) ABSL_LOCKS_EXCLUDED(mu_);
 
   // The policy decision needs neither a device nor a hypervisor.

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "svc_common/conversions.h"
+#include "svc_common/steady_deadline.h"
 
 namespace viommu {
 namespace {
@@ -10,13 +11,6 @@ namespace {
 enum Event : intptr_t { kStarted = 1, kWritten, kRead, kWritesDone, kFinished, kInterrupt };
 
 void* Tag(Event event) { return reinterpret_cast<void*>(static_cast<intptr_t>(event)); }
-
-// gRPC's deadlines are on the system clock.
-std::chrono::system_clock::time_point SystemDeadline(SinkStream::Time deadline) {
-  return std::chrono::system_clock::now() +
-         std::chrono::duration_cast<std::chrono::system_clock::duration>(
-             deadline - std::chrono::steady_clock::now());
-}
 
 }  // namespace
 
@@ -88,13 +82,13 @@ std::optional<v1::InvalidateResponse> SinkStream::ReceiveUnlessInterrupted(Time 
 void SinkStream::Interrupt() {
   absl::MutexLock lock(&interrupt_mu_);
   if (std::exchange(interrupt_on_its_way_, true)) return;
-  interrupt_.Set(&queue_, std::chrono::system_clock::now(), Tag(kInterrupt));
+  interrupt_.Set(&queue_, gpr_now(GPR_CLOCK_MONOTONIC), Tag(kInterrupt));
 }
 
 bool SinkStream::Pump(Time deadline) {
   void* tag = nullptr;
   bool ok = false;
-  switch (queue_.AsyncNext(&tag, &ok, SystemDeadline(deadline))) {
+  switch (queue_.AsyncNext(&tag, &ok, GrpcDeadline(deadline))) {
     case grpc::CompletionQueue::GOT_EVENT:
       break;
     default:

@@ -13,6 +13,7 @@
 #include "iommu_core/load/workloads.h"
 #include "iommu_core/mem/dirty_log.h"
 #include "svc_common/conversions.h"
+#include "svc_common/steady_deadline.h"
 
 namespace viommu {
 namespace {
@@ -253,7 +254,7 @@ absl::Status WorkloadService::RunSpec(grpc::ServerContext& context, Stream& stre
     v1::GetSessionRequest request;
     request.set_session_id(sink.state().session_id);
     grpc::ClientContext call;
-    call.set_deadline(std::chrono::system_clock::now() + kSessionTimeout);
+    call.set_deadline(GrpcDeadline(std::chrono::steady_clock::now() + kSessionTimeout));
     const grpc::Status status =
         v1::HypervisorService::NewStub(channel_)->GetSession(&call, request, &session);
     if (!status.ok()) return FromGrpcStatus(status);

@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "svc_common/conversions.h"
 #include "svc_common/credentials.h"
+#include "svc_common/steady_deadline.h"
 
 namespace viommu {
 namespace {
@@ -106,10 +107,11 @@ void InvalidationStream::OnAccepted() {
     return EndLocked(admitted);
   }
   open_alarm_set_ = true;
-  open_alarm_.Set(queue_,
-                  std::chrono::system_clock::now() +
-                      std::chrono::milliseconds(service_.registry_.options().open_timeout_ms),
-                  &open_alarm_tag_);
+  open_alarm_.Set(
+      queue_,
+      GrpcDeadline(std::chrono::steady_clock::now() +
+                   std::chrono::milliseconds(service_.registry_.options().open_timeout_ms)),
+      &open_alarm_tag_);
   ReadNextLocked();
 }
 
@@ -269,7 +271,7 @@ void InvalidationStream::End(const absl::Status& status) {
   // A peer that does not read would keep the last write, and with it the end, waiting for ever.
   if (!writing_) return;
   last_write_alarm_set_ = true;
-  last_write_alarm_.Set(queue_, std::chrono::system_clock::now() + kLastWriteTime,
+  last_write_alarm_.Set(queue_, GrpcDeadline(std::chrono::steady_clock::now() + kLastWriteTime),
                         &last_write_alarm_tag_);
 }
 
