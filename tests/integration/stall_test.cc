@@ -245,7 +245,7 @@ TEST_F(StallTest, AFullDiskForLogsStopsNothing) {
 }
 
 // The guest in a network namespace of its own, the hypervisor across a link that drops packets.
-class LinkTest : public StallTest {
+class LinkTest : public StallTest, public ::testing::WithParamInterface<const char*> {
  protected:
   void SetUp() override {
     const std::string id = std::to_string(getpid() % 10'000);
@@ -271,7 +271,9 @@ class LinkTest : public StallTest {
             "ip", "netns", "exec", space_, std::string(VIOMMU_BIN) + "/guest_svc",
             "--listen=" + pair_.guest_address, "--hypervisor=" + pair_.hypervisor_address,
             "--insecure", "--metrics=off", "--ram_bytes=64m", "--vcpus=4",
-            "--memory_socket=" + pair_.folder().File("hv.mem")},
+            "--memory=" + std::string(GetParam()),
+            "--memory_socket=" +
+                pair_.folder().File(GetParam() == std::string("remote") ? "nowhere" : "hv.mem")},
         pair_.folder().File("guest.log"));
     ASSERT_NE(guest_process_->Ready(), "") << guest_process_->Log();
     guest_ = std::make_unique<GuestCalls>(pair_.guest_address);
@@ -316,7 +318,7 @@ class LinkTest : public StallTest {
   std::unique_ptr<GuestCalls> guest_;
 };
 
-TEST_F(LinkTest, ACutLinkLosesNothing) {
+TEST_P(LinkTest, ACutLinkLosesNothing) {
   const uint64_t cut_seconds = NumberFromEnvironment("VIOMMU_CUT_SECONDS", 1);
   ExpectNothingLost([&](LoadClient&) {
     ASSERT_TRUE(Inside("iptables -A INPUT -i inside -j DROP"));
@@ -336,7 +338,7 @@ TEST_F(LinkTest, ACutLinkLosesNothing) {
   });
 }
 
-TEST_F(LinkTest, AFifthOfThePacketsLostLosesNothing) {
+TEST_P(LinkTest, AFifthOfThePacketsLostLosesNothing) {
   const uint64_t operations = NumberFromEnvironment("VIOMMU_LOSSY_OPS", 10);
   ExpectNothingLost([&](LoadClient& load) {
     const std::string lose = " -m statistic --mode random --probability 0.2 -j DROP";
@@ -349,6 +351,9 @@ TEST_F(LinkTest, AFifthOfThePacketsLostLosesNothing) {
     ASSERT_TRUE(Inside("iptables -F"));
   });
 }
+
+INSTANTIATE_TEST_SUITE_P(GuestMemory, LinkTest, ::testing::Values("shared", "remote"),
+                         [](const auto& info) { return std::string(info.param); });
 
 }  // namespace
 }  // namespace viommu
