@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Every test: set-up, build, ctest. With VIOMMU_SANITIZERS=1 the asan-ubsan and tsan presets run
-# their unit tests first; with VIOMMU_BROWSER_TESTS=1 the report is opened in Chromium.
+# their unit and integration tests first; with VIOMMU_BROWSER_TESTS=1 the report is opened in Chromium.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 "$root/deploy/install-deps.sh"
