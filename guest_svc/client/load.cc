@@ -320,8 +320,8 @@ int RunLoadCommand(const Args& args) {
   std::FILE* out = options.json == "-" ? stderr : stdout;
   TextTable table({"call", "count", "per second", "p50", "p90", "p99", "p99.9", "max"});
   for (const auto& [name, counts] : {std::pair{"map", &maps}, std::pair{"unmap", &unmaps}}) {
-    const auto at = [&](double p) {
-      return Duration(static_cast<double>(LatencyHistogram::Percentile(*counts, p)));
+    const auto at = [&, latencies = counts](double p) {
+      return Duration(static_cast<double>(LatencyHistogram::Percentile(*latencies, p)));
     };
     const uint64_t total = LatencyHistogram::Total(*counts);
     table.Add({name, Grouped(total), Short(static_cast<double>(total) / seconds), at(0.5), at(0.9),
