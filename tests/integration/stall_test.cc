@@ -248,10 +248,12 @@ TEST_F(StallTest, AFullDiskForLogsStopsNothing) {
 class LinkTest : public StallTest, public ::testing::WithParamInterface<const char*> {
  protected:
   void SetUp() override {
-    const std::string id = std::to_string(getpid() % 10'000);
+    // The kernel takes its time to drop the last one's link.
+    static int number = 0;
+    const std::string id = std::to_string(getpid() % 10'000) + "-" + std::to_string(++number);
     space_ = "viommu-" + id;
     outside_ = "vout" + id;
-    const std::string subnet = "10.91." + std::to_string(getpid() % 250) + ".";
+    const std::string subnet = "10.91." + std::to_string((getpid() + number) % 250) + ".";
     if (geteuid() != 0 || !Shell("command -v ip iptables") || !Shell("ip netns add " + space_)) {
       GTEST_SKIP() << "needs root, ip and iptables for a network namespace";
     }
