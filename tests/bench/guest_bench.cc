@@ -99,10 +99,10 @@ void MakeSharedGuest(const benchmark::State&) { shared_guest = std::make_unique<
 void DropSharedGuest(const benchmark::State&) { shared_guest.reset(); }
 
 // What GuestMachine does for one page, but for its own bookkeeping; a lane for each thread.
-void BM_LanePair(benchmark::State& state) {
+void PairsInLanes(benchmark::State& state, DirtyLogWriter* log) {
   Guest& guest = *shared_guest;
   const auto vcpu = static_cast<uint32_t>(state.thread_index());
-  PageLane lane(guest.iovas, vcpu, *guest.table, &guest.log);
+  PageLane lane(guest.iovas, vcpu, *guest.table, log);
   Batch batch;
   std::array<Iova, kLive> live;
   for (auto _ : state) {
@@ -131,7 +131,15 @@ void BM_LanePair(benchmark::State& state) {
       benchmark::Counter(static_cast<double>(state.iterations() * static_cast<int64_t>(kLive)),
                          benchmark::Counter::kIsRate | benchmark::Counter::kInvert);
 }
+void BM_LanePair(benchmark::State& state) { PairsInLanes(state, &shared_guest->log); }
 BENCHMARK(BM_LanePair)
+    ->ThreadRange(1, kMaxThreads)
+    ->UseRealTime()
+    ->Setup(MakeSharedGuest)
+    ->Teardown(DropSharedGuest);
+// The log's bytes for a page and for a group of pages are those of every vCPU that writes there.
+void BM_LanePairUnlogged(benchmark::State& state) { PairsInLanes(state, nullptr); }
+BENCHMARK(BM_LanePairUnlogged)
     ->ThreadRange(1, kMaxThreads)
     ->UseRealTime()
     ->Setup(MakeSharedGuest)
