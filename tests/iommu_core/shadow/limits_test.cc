@@ -148,6 +148,12 @@ TEST_P(Limits, TablePageCapRefusesAndRecovers) {
             session->HostPageForTest(kNic, Iova(0x40000000)).access.any());
   EXPECT_EQ(session->VerifyAll(), 0u);
   EXPECT_EQ(session->stats().live_pages, 1u);
+  // The guest takes its tables away: nothing is refused any more.
+  for (uint64_t i = 0; i < 3; ++i) guest_.Unmap(table_, 4, i << 21, 2);
+  Send(*session, {Dsi(1)});
+  done = Send(*session, {Dsi(1)});
+  EXPECT_EQ(done.refused_pages, 0u);
+  EXPECT_EQ(session->HostPageForTest(kNic, Iova(0x40000000)).address, PhysAddr(kBuffers));
 }
 
 TEST_P(Limits, DevicesAndDomainsAreBounded) {
