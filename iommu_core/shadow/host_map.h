@@ -46,8 +46,8 @@ class HostMap {
 
   uint64_t Offset(uint64_t a) const { return a & ((uint64_t{1} << shift_) - 1); }
 
-  const int shift_;
-  const uint64_t mask_;
+  int shift_;
+  uint64_t mask_;
 };
 
 }  // namespace viommu

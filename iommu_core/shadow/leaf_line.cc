@@ -1,6 +1,21 @@
 #include "iommu_core/shadow/leaf_line.h"
 
+#include <array>
+
 namespace viommu {
+namespace {
+
+// Where each entry's answers stand in the word of all masks.
+constexpr std::array<EntryLine, 4> kBitOf = [] {
+  std::array<EntryLine, 4> bits{};
+  for (size_t mask = 0; mask < bits.size(); ++mask) {
+    for (size_t i = 0; i < kLineEntries; ++i) bits[mask][i] = uint64_t{1} << (8 * mask + i);
+  }
+  return bits;
+}();
+uint64_t BitIf(bool yes, uint64_t bit) { return bit & (uint64_t{0} - static_cast<uint64_t>(yes)); }
+
+}  // namespace
 
 // The loop has no branch, so that the compiler makes vector code of it; 64-bit compares and
 // multiplications need more than the x86-64 baseline, hence one version for each level of the
@@ -9,25 +24,22 @@ namespace viommu {
     !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
 #endif
-void ReadLeafLine(const LeafRules& rules_in, const EntryLine& now, uint64_t* __restrict last,
-                  LeafLine& __restrict out) {
+LeafMasks
+ReadLeafLine(const LeafRules& rules_in, const EntryLine& now, uint64_t* __restrict last,
+             EntryLine& __restrict host) {
   const LeafRules rules = rules_in;
   EntryLine bits;
   for (size_t i = 0; i < now.size(); ++i) {
     const uint64_t effective = rules.Effective(now[i]);
     const uint64_t before = rules.Effective(last[i]);
-    out.host[i] = rules.HostEntry(effective);
-    bits[i] =
-        static_cast<uint64_t>(now[i] != last[i]) | static_cast<uint64_t>(effective != 0) << 8 |
-        static_cast<uint64_t>(before != 0) << 16 | static_cast<uint64_t>(effective != before) << 24;
+    host[i] = rules.HostEntry(effective);
+    bits[i] = BitIf(now[i] != last[i], kBitOf[0][i]) | BitIf(effective != 0, kBitOf[1][i]) |
+              BitIf(before != 0, kBitOf[2][i]) | BitIf(effective != before, kBitOf[3][i]);
     last[i] = now[i];
   }
   uint64_t masks = 0;
-  for (size_t i = 0; i < now.size(); ++i) masks |= bits[i] << i;
-  out.differing = masks & 0xff;
-  out.is = masks >> 8 & 0xff;
-  out.was = masks >> 16 & 0xff;
-  out.changed = masks >> 24 & 0xff;
+  for (size_t i = 0; i < now.size(); ++i) masks |= bits[i];
+  return LeafMasks(masks);
 }
 
 }  // namespace viommu

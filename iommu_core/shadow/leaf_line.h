@@ -37,17 +37,26 @@ struct LeafRules {
   HostMap map;
 };
 
-// Bit n of a mask: entry n.
-struct LeafLine {
-  alignas(64) EntryLine host;  // entries of the physical table
-  uint32_t differing = 0;      // the guest's entry is not the one seen last
-  uint32_t is = 0;             // leads somewhere
-  uint32_t was = 0;            // did, by what was seen last
-  uint32_t changed = 0;        // what the physical table holds is to change
+// Four masks of a line's entries, bit n for entry n, in one word.
+class LeafMasks {
+ public:
+  explicit LeafMasks(uint64_t word) : word_(word) {}
+
+  // The guest's entry is not the one seen last.
+  uint32_t differing() const { return word_ & 0xff; }
+  // It leads somewhere; it did, by what was seen last.
+  uint32_t is() const { return word_ >> 8 & 0xff; }
+  uint32_t was() const { return word_ >> 16 & 0xff; }
+  // What the physical table holds is to change.
+  uint32_t changed() const { return word_ >> 24 & 0xff; }
+
+ private:
+  uint64_t word_;
 };
 
-// All of a line; takes `now` over into `last`.
-void ReadLeafLine(const LeafRules& rules, const EntryLine& now, uint64_t* last, LeafLine& out);
+// All of a line; takes `now` over into `last`. `host`: the entries of the physical table.
+LeafMasks ReadLeafLine(const LeafRules& rules, const EntryLine& now, uint64_t* last,
+                       EntryLine& host);
 
 }  // namespace viommu
 

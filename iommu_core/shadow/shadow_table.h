@@ -75,6 +75,24 @@ class ShadowTable {
       __atomic_store_n(entry, raw, __ATOMIC_RELEASE);
       if (*observer_) (*observer_)();
     }
+    // The entries of the line that starts at `first`. The caller knows how many of them are not so
+    // already, and by how many more they are that are not zero.
+    void PutLine(int first, const EntryLine& raw, uint64_t changed, uint64_t gain) {
+      const auto put = [&](int i) {
+        __atomic_store_n(entries_ + first + i, raw[static_cast<size_t>(i)], __ATOMIC_RELEASE);
+      };
+      if (*observer_) [[unlikely]] {
+        for (int i = 0; i < kLineEntries; ++i) {
+          put(i);
+          (*observer_)();
+        }
+      } else {
+#pragma GCC unroll 8
+        for (int i = 0; i < kLineEntries; ++i) put(i);
+      }
+      stores_ += changed;
+      gain_ += gain;
+    }
     const uint64_t* entries() const { return entries_; }
 
    private:

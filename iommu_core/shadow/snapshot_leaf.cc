@@ -42,11 +42,11 @@ bool SnapshotShadow::TakeFreshTable(TableNode& node, const uint64_t* page, Pass&
     for (int at = 0; at < vtd::kEntriesPerTable; at += kLineEntries) {
       EntryLine now;
       LoadLine(page + at, now);
-      LeafLine line;
-      ReadLeafLine(rules, now, node.last.data() + at, line);
-      std::copy(line.host.begin(), line.host.end(), entries + at);
-      leaves += CountSlots(line.is);
-      differing += CountSlots(line.differing);
+      alignas(64) EntryLine host;
+      const LeafMasks masks = ReadLeafLine(rules, now, node.last.data() + at, host);
+      std::copy(host.begin(), host.end(), entries + at);
+      leaves += CountSlots(masks.is());
+      differing += CountSlots(masks.differing());
     }
     return leaves;
   });
@@ -68,6 +68,7 @@ bool SnapshotShadow::OpenLines(const TableNode& node, LeafCursor& cursor) {
   cursor.looked = true;
   if (node.level != 1 || !TakesInBulk()) return false;
   cursor.writer = table().OpenLeafTable(Iova(node.first));
+  cursor.rules.emplace(RulesOf(node));
   return cursor.writer.has_value();
 }
 
@@ -80,7 +81,7 @@ bool SnapshotShadow::TakeLine(TableNode& node, int at, const EntryLine& now, Lea
   for (int i = 0; i < kLineEntries; ++i) {
     differing |= static_cast<uint32_t>(now[static_cast<size_t>(i)] != last[i]) << i;
   }
-  const LeafRules rules = RulesOf(node);
+  const LeafRules& rules = *cursor.rules;
   LeafRun& run = cursor.run;
   if ((differing & (differing - 1)) == 0) {
     if (differing == 0) return true;
@@ -98,19 +99,20 @@ bool SnapshotShadow::TakeLine(TableNode& node, int at, const EntryLine& now, Lea
     if (before != 0) NoteInvalid(node.SlotRange(at + i));
     return true;
   }
-  LeafLine line;
-  ReadLeafLine(rules, now, last, line);
-  for (uint32_t left = line.changed; left != 0; left &= left - 1) {
-    const int i = std::countr_zero(left);
-    cursor.writer->Put(at + i, line.host[static_cast<size_t>(i)]);
+  alignas(64) EntryLine host;
+  const LeafMasks masks = ReadLeafLine(rules, now, last, host);
+  const uint32_t is = masks.is() & masks.changed();
+  const uint32_t was = masks.was() & masks.changed();
+  const uint64_t maps = CountSlots(is);
+  const uint64_t unmaps = CountSlots(was);
+  if (masks.changed() != 0) {
+    cursor.writer->PutLine(at, host, CountSlots(masks.changed()), maps - unmaps);
   }
-  const uint32_t is = line.is & line.changed;
-  const uint32_t was = line.was & line.changed;
   run.peak = std::max(run.peak, static_cast<int64_t>(run.maps - run.unmaps) + PeakOf(is, was));
-  run.differing += CountSlots(line.differing);
-  run.visited += CountSlots(line.is & line.differing);
-  run.maps += CountSlots(is);
-  run.unmaps += CountSlots(was);
+  run.differing += CountSlots(masks.differing());
+  run.visited += CountSlots(masks.is() & masks.differing());
+  run.maps += maps;
+  run.unmaps += unmaps;
   for (uint32_t left = was; left != 0 && !TellsWholeDomain(); left &= left - 1) {
     NoteInvalid(node.SlotRange(at + std::countr_zero(left)));
   }

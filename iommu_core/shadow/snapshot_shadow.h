@@ -102,6 +102,7 @@ class SnapshotShadow final : public Shadow {
   struct LeafCursor {
     bool looked = false;
     std::optional<ShadowTable::LeafWriter> writer;
+    std::optional<LeafRules> rules;  // where there is a writer
     LeafRun run;
   };
   struct DirtyNode {

@@ -39,17 +39,18 @@ TEST(LeafLine, ReadsEightEntriesAsTheyAreReadOneByOne) {
         now[i] = random() % 2 == 0 ? last[i] : entry();
         if (random() % 8 == 0) now[i] = last[i] ^ uint64_t { 1 } << 55;  // ignored
       }
-      LeafLine line;
-      ReadLeafLine(LeafRules(rules, map, permissions), now, last.data(), line);
+      alignas(64) EntryLine host;
+      const LeafMasks masks =
+          ReadLeafLine(LeafRules(rules, map, permissions), now, last.data(), host);
       EXPECT_EQ(last, now);
       for (size_t i = 0; i < now.size(); ++i) {
         const uint64_t after = OneByOne(rules, map, now[i], permissions);
         const uint64_t before = OneByOne(rules, map, was[i], permissions);
-        ASSERT_EQ(line.host[i], after);
-        ASSERT_EQ(line.differing >> i & 1, now[i] != was[i]);
-        ASSERT_EQ(line.is >> i & 1, after != 0);
-        ASSERT_EQ(line.was >> i & 1, before != 0);
-        ASSERT_EQ(line.changed >> i & 1, after != before);
+        ASSERT_EQ(host[i], after);
+        ASSERT_EQ(masks.differing() >> i & 1, now[i] != was[i]);
+        ASSERT_EQ(masks.is() >> i & 1, after != 0);
+        ASSERT_EQ(masks.was() >> i & 1, before != 0);
+        ASSERT_EQ(masks.changed() >> i & 1, after != before);
         leaves += after != 0;
         absent += after == 0 && now[i] != 0;
         kept += now[i] != was[i] && after == before;
