@@ -8,17 +8,27 @@ namespace viommu {
 
 Shadow::Halt SnapshotShadow::RefuseTable(PhysAddr table, IovaRange span, int level,
                                          uint64_t permissions, bool visit_all, Pass& pass) {
-  SyncCost& cost = pass.run.cost;
-  // The log names lines of copies only, so a flush compares everything until there is room.
-  pass.uncopied = true;
-  complete_ = false;
   if (pass.stop_at_refusal && !visit_all) {
+    LeaveUncopied(pass);
     pass.refused = true;
-    ++cost.dma_maps;
-    ++cost.dma_map_failures;
+    ++pass.run.cost.dma_maps;
+    ++pass.run.cost.dma_map_failures;
     pass.next = std::max(span.first, pass.range.first).value();
     return Halt::kRefused;
   }
+  return ReadUncopied(table, span, level, permissions, visit_all, pass);
+}
+
+void SnapshotShadow::LeaveUncopied(Pass& pass) {
+  // The log names lines of copies only, so a flush compares everything until there is room.
+  pass.uncopied = true;
+  complete_ = false;
+}
+
+Shadow::Halt SnapshotShadow::ReadUncopied(PhysAddr table, IovaRange span, int level,
+                                          uint64_t permissions, bool visit_all, Pass& pass) {
+  LeaveUncopied(pass);
+  SyncCost& cost = pass.run.cost;
   if (visit_all) {
     const uint64_t changed_before = cost.ptes_changed;
     ClearPages(span, cost);
@@ -61,6 +71,18 @@ Shadow::Halt SnapshotShadow::RefuseLeaves(PhysAddr table, IovaRange span, int le
   }
   pass.next = span.end.value();
   return Halt::kNo;
+}
+
+bool SnapshotShadow::HasNoLeaf(PhysAddr table, uint64_t permissions, Pass& pass) const {
+  const uint64_t* page = context_.guest.PageInPlace(table);
+  if (page == nullptr || !pass.run.budget.Spend(vtd::kEntriesPerTable)) return false;
+  SyncCost& cost = pass.run.cost;
+  cost.ptes_read += vtd::kEntriesPerTable;
+  cost.bytes_read += kPageSize;
+  const LeafRules rules(context_.rules, context_.map, permissions);
+  return std::none_of(page, page + vtd::kEntriesPerTable, [&](const uint64_t& entry) {
+    return rules.Effective(LoadEntry(&entry)) != 0;
+  });
 }
 
 void SnapshotShadow::NoteIfEmpty(const TableNode& node) {

@@ -114,6 +114,7 @@ bool SnapshotShadow::PageIsUnchanged(Iova iova, SyncRun& run) const {
 bool SnapshotShadow::SyncRange(IovaRange range, bool stop_at_refusal, SyncRun& run) {
   if (range.size_bytes() == kPageSize && PageIsUnchanged(range.first, run)) return false;
   Pass pass(range, stop_at_refusal, run);
+  pass.scarce = !refused().empty();
   Halt halt = Halt::kNo;
   switch (guest_table_.kind) {
     case GuestTable::Kind::kNone:
@@ -502,6 +503,9 @@ Shadow::Halt SnapshotShadow::SetTable(TableNode& node, int slot, uint64_t now, u
     Uncharge(dropped, pass.run.cost);
     pass.next = span.first.value();
     pass.give_up_end = std::max(pass.give_up_end, span.end);
+    if (pass.scarce && node.level == 2 && HasNoLeaf(guest_table, effective, pass)) {
+      return ReadUncopied(guest_table, span, node.level - 1, effective, visit_all, pass);
+    }
     below = NewNode(guest_table, span.first.value(), node.level - 1, effective);
     if (below == nullptr) {
       return RefuseTable(guest_table, span, node.level - 1, effective, visit_all, pass);

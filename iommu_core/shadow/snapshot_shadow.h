@@ -81,8 +81,9 @@ class SnapshotShadow final : public Shadow {
     IovaRange range;
     const bool stop_at_refusal;
     SyncRun& run;
-    uint64_t next;     // addresses below were looked at
-    Iova give_up_end;  // from `next` to here nothing may stay if the pass ends early
+    bool scarce = false;  // pages wait for room, so tables without a leaf get no copy
+    uint64_t next;        // addresses below were looked at
+    Iova give_up_end;     // from `next` to here nothing may stay if the pass ends early
     bool refused = false;
     bool uncopied = false;  // a table of the guest has no copy
   };
@@ -169,9 +170,14 @@ class SnapshotShadow final : public Shadow {
   // There is no room for a copy of the guest's `table` at `span`: none of its leaves is mapped.
   Halt RefuseTable(PhysAddr table, IovaRange span, int level, uint64_t permissions, bool visit_all,
                    Pass& pass);
+  void LeaveUncopied(Pass& pass);
+  // Reads a table that gets no copy: what stood at `span` goes, and its leaves are refused.
+  Halt ReadUncopied(PhysAddr table, IovaRange span, int level, uint64_t permissions, bool visit_all,
+                    Pass& pass);
   Halt RefuseLeaves(PhysAddr table, IovaRange span, int level, uint64_t permissions, Pass& pass);
   // Where no copy is left, those of tables without a leaf are freed when the pass has ended; such a
   // table is read again when an invalidation comes by.
+  bool HasNoLeaf(PhysAddr table, uint64_t permissions, Pass& pass) const;
   void NoteIfEmpty(const TableNode& node);
   void FreeEmptied();
   // Forgets what `slot` reflected; returns what was charged for it.

@@ -156,6 +156,32 @@ TEST_P(Limits, TablePageCapRefusesAndRecovers) {
   EXPECT_EQ(session->HostPageForTest(kNic, Iova(0x40000000)).address, PhysAddr(kBuffers));
 }
 
+TEST_P(Limits, TablesThatTheGuestEmptiedGiveTheirRoomToWhatWasRefused) {
+  SessionConfig config;
+  config.max_shadow_table_pages = 5;  // root, two above, two of leaves
+  auto session = Start(config);
+  for (const uint64_t at : {0x000000, 0x200000, 0x400000, 0x600000}) {
+    guest_.Map(table_, 4, at, kBuffers + at);
+  }
+  EXPECT_EQ(Send(*session, {Dsi(1)}).refused_pages, 2u);
+  // It keeps the tables, and flushes by the domain only: the empty ones come first in each pass.
+  guest_.Unmap(table_, 4, 0x000000);
+  guest_.Unmap(table_, 4, 0x200000);
+  Send(*session, {Dsi(1)});
+  const SinkCompletion done = Send(*session, {Dsi(1)});
+  EXPECT_EQ(done.refused_pages, 0u);
+  EXPECT_EQ(done.cost.shadow_mismatches, 0u);
+  EXPECT_EQ(session->HostPageForTest(kNic, Iova(0x600000)).address, PhysAddr(kBuffers + 0x600000));
+  // A page in one of the empty tables finds no room, and says so.
+  guest_.Map(table_, 4, 0x001000, kBuffers);
+  EXPECT_EQ(Send(*session, {Dsi(1)}).refused_pages, 1u);
+  guest_.Unmap(table_, 4, 0x600000);
+  Send(*session, {Dsi(1)});
+  EXPECT_EQ(Send(*session, {Dsi(1)}).refused_pages, 0u);
+  EXPECT_EQ(session->VerifyAll(), 0u);
+  EXPECT_EQ(session->stats().live_pages, 2u);
+}
+
 TEST_P(Limits, DevicesAndDomainsAreBounded) {
   SessionConfig config;
   config.max_devices = 2;
