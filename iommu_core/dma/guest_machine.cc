@@ -49,7 +49,10 @@ GuestMachineImpl::GuestMachineImpl(const GuestConfig& config, PhysicalMemory& ra
       vcpu_busy_until_ns_(config.vcpus, 0) {
   free_buffers_[kBuffersFirst] = buffers_end_ - buffers_first_;
   auto log = DirtyLogView::Create(ram, DirtyLogBase(config), config.ram_bytes);
-  if (log.ok()) dirty_log_.emplace(*log);
+  if (log.ok()) {
+    dirty_log_.emplace(*log);
+    marks_.assign(config.vcpus, DirtyMarks(*dirty_log_));
+  }
 }
 
 absl::Status GuestMachineImpl::BringUp(const std::vector<InvalidationSink*>& sinks) {
@@ -91,7 +94,7 @@ absl::StatusOr<uint32_t> GuestMachineImpl::CreateDomain(int dma_mask_bits) {
                                                            .address_width = config_.address_width});
   for (uint32_t vcpu = 0; vcpu < config_.vcpus; ++vcpu) {
     domain->lanes.emplace_back(*domain->iovas, vcpu, *domain->table,
-                               dirty_log_ ? &*dirty_log_ : nullptr);
+                               marks_.empty() ? nullptr : &marks_[vcpu]);
   }
   domains_[next_domain_] = std::move(domain);
   return next_domain_++;

@@ -166,6 +166,7 @@ class GuestMachineImpl final : public GuestMachine {
   std::optional<DirtyLogWriter> dirty_log_;
 
   mutable absl::Mutex mu_;
+  std::vector<DirtyMarks> marks_ ABSL_GUARDED_BY(mu_);  // by vCPU; none without a log
   SimpleFrameAllocator frames_ ABSL_GUARDED_BY(mu_);
   std::vector<Unit> units_ ABSL_GUARDED_BY(mu_);
   PolicyDecision policy_ ABSL_GUARDED_BY(mu_);

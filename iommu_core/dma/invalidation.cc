@@ -87,6 +87,7 @@ void GuestMachineImpl::CountDescriptors(std::span<const vtd::RawDescriptor> desc
 absl::StatusOr<SinkCompletion> GuestMachineImpl::Submit(
     uint32_t unit_index, std::span<const vtd::RawDescriptor> descriptors, bool settled) {
   Unit& unit = units_[unit_index];
+  for (DirtyMarks& marks : marks_) marks.Publish();
   absl::StatusOr<SinkCompletion> done = unit.driver->Submit(descriptors, settled);
   ++stats_.submissions;
   CountDescriptors(descriptors);

@@ -16,8 +16,8 @@ namespace viommu {
 class alignas(64) PageLane {
  public:
   PageLane(IovaAllocator& iova_space, uint32_t vcpu, const SecondStageTable& table,
-           DirtyLogWriter* log)
-      : iovas(iova_space, vcpu), entries(table, log) {}
+           DirtyMarks* marks)
+      : iovas(iova_space, vcpu), entries(table, marks) {}
 
   IovaStash iovas;
   LeafCursor entries;

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <atomic>
 #include <bit>
+#include <span>
+#include <utility>
 
 #include "absl/status/status.h"
 #include "iommu_core/base/errors.h"
@@ -66,6 +68,29 @@ DirtyLogView::DirtyLogView(uint8_t* base, uint64_t ram_bytes)
       group_bytes_(base),
       page_bytes_(group_bytes_ + AlignUp(groups_, kLine)),
       line_bytes_(page_bytes_ + AlignUp(pages_, kLine)) {}
+
+void DirtyMarks::PublishAll() {
+  const DirtyLogView& view = log_->view_;
+  const auto is_set = [](const uint8_t* byte) {
+    return __atomic_load_n(byte, __ATOMIC_ACQUIRE) != 0;
+  };
+  // A byte that is set from here on is cleared by a scan that reads these entries, since it fences
+  // as well. Above a byte that is stored here nothing is looked at: the store may not be visible
+  // yet to a scan that clears what is above.
+  Fence();
+  for (const uint64_t line : std::span(lines_).first(std::exchange(count_, 0))) {
+    const uint64_t page = line / kDirtyLogLinesPerPage;
+    if (page >= view.pages_) continue;
+    uint8_t* const of_line = view.line_bytes_ + line;
+    uint8_t* const of_page = view.page_bytes_ + page;
+    uint8_t* const of_group = view.group_bytes_ + page / kDirtyLogGroupPages;
+    const bool line_set = is_set(of_line);
+    if (!line_set) DirtyLogWriter::Set(of_line);
+    const bool page_set = line_set && is_set(of_page);
+    if (!page_set) DirtyLogWriter::Set(of_page);
+    if (!page_set || !is_set(of_group)) DirtyLogWriter::Set(of_group);
+  }
+}
 
 void DirtyLogScanner::Collect(absl::FunctionRef<bool(PhysAddr)> wanted,
                               absl::FunctionRef<void(PhysAddr, uint64_t)> visit) {

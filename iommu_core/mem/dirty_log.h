@@ -7,10 +7,14 @@
 //   each page. Not zero: something there was written since the byte was cleared.
 // Protocol: the writer stores the entry, then the line's byte, the page's, the group's. The scanner
 // clears the bytes it saw, then fences, then reads the level below, and at last the entries. So a
-// write is either seen with its entry or still marked. Each part starts on its own cache line.
+// write is either seen with its entry or still marked. Each part starts on its own cache line. What
+// counts is that the marks stand before the invalidation that covers the entries is submitted, so a
+// writer may keep them back until then (DirtyMarks).
 #ifndef VIOMMU_IOMMU_CORE_MEM_DIRTY_LOG_H_
 #define VIOMMU_IOMMU_CORE_MEM_DIRTY_LOG_H_
 
+#include <array>
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -37,6 +41,7 @@ class DirtyLogView {
 
  private:
   friend class DirtyLogWriter;
+  friend class DirtyMarks;
   friend class DirtyLogScanner;
   DirtyLogView(uint8_t* base, uint64_t ram_bytes);
 
@@ -62,9 +67,42 @@ class DirtyLogWriter {
   }
 
  private:
+  friend class DirtyMarks;
   static void Set(uint8_t* byte) { __atomic_store_n(byte, 1, __ATOMIC_RELEASE); }
 
   DirtyLogView view_;
+};
+
+// The marks that one thread owes the log. vCPUs that write the same tables share the log's cache
+// lines: a store for each entry makes them wait for each other, while one look before an
+// invalidation finds most bytes set already and only reads them. A look needs the entries' stores
+// to be visible first, hence one fence for all of them. One thread at a time.
+class alignas(64) DirtyMarks {
+ public:
+  // `log` outlives the marks.
+  explicit DirtyMarks(DirtyLogWriter& log) : log_(&log) {}
+
+  // The 8-byte entry at `slot` was stored.
+  void Add(PhysAddr slot) {
+    const uint64_t line = slot.value() / kLineBytes;
+    if (count_ != 0 && lines_[count_ - 1] == line) return;
+    if (count_ == lines_.size()) Publish();
+    lines_[count_++] = line;
+  }
+  // To be called before an invalidation that covers what was added is submitted, by whichever
+  // thread that is, under what orders the two.
+  void Publish() {
+    if (count_ != 0) PublishAll();
+  }
+
+ private:
+  static constexpr uint64_t kLineBytes = 64;
+
+  void PublishAll();
+
+  DirtyLogWriter* log_;
+  size_t count_ = 0;
+  std::array<uint64_t, 64> lines_;
 };
 
 // The hypervisor's side. One thread at a time.

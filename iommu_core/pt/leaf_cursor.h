@@ -19,8 +19,8 @@ namespace viommu {
 // asked for it sees the new count of unlinks and does not use the old table.
 class LeafCursor {
  public:
-  // `table` and `log` outlive the cursor; `log` may be null.
-  LeafCursor(const SecondStageTable& table, DirtyLogWriter* log) : table_(&table), log_(log) {}
+  // `table` and `marks` outlive the cursor; null: no log is kept. The caller publishes the marks.
+  LeafCursor(const SecondStageTable& table, DirtyMarks* marks) : table_(&table), marks_(marks) {}
 
   // Maps one page. False, and nothing is done: no leaf table there yet, not in place, or the page
   // is mapped already; Map of the table does it, or says why not.
@@ -52,13 +52,13 @@ class LeafCursor {
   void Store(uint64_t* entry, uint64_t raw) {
     // Release: the page's own content was written before a device may reach it.
     __atomic_store_n(entry, raw, __ATOMIC_RELEASE);
-    if (log_ != nullptr) {
-      log_->Mark(leaf_at_ + sizeof(uint64_t) * static_cast<uint64_t>(entry - leaf_));
+    if (marks_ != nullptr) {
+      marks_->Add(leaf_at_ + sizeof(uint64_t) * static_cast<uint64_t>(entry - leaf_));
     }
   }
 
   const SecondStageTable* table_;
-  DirtyLogWriter* log_;
+  DirtyMarks* marks_;
   uint64_t span_ = ~uint64_t{0};  // iova >> 21
   uint64_t unlinks_ = 0;
   uint64_t* leaf_ = nullptr;

@@ -4,6 +4,7 @@
 
 #include <array>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "iommu_core/base/clock.h"
@@ -98,11 +99,19 @@ std::unique_ptr<Guest> shared_guest;
 void MakeSharedGuest(const benchmark::State&) { shared_guest = std::make_unique<Guest>(); }
 void DropSharedGuest(const benchmark::State&) { shared_guest.reset(); }
 
-// What GuestMachine does for one page, but for its own bookkeeping; a lane for each thread.
+// What GuestMachine does for a burst of single pages, but for its own bookkeeping; a lane for each
+// thread. The log's cache lines are those of every vCPU that writes the same tables.
 void PairsInLanes(benchmark::State& state, DirtyLogWriter* log) {
   Guest& guest = *shared_guest;
   const auto vcpu = static_cast<uint32_t>(state.thread_index());
-  PageLane lane(guest.iovas, vcpu, *guest.table, log);
+  std::optional<DirtyMarks> marks;
+  if (log != nullptr) marks.emplace(*log);
+  PageLane lane(guest.iovas, vcpu, *guest.table, marks ? &*marks : nullptr);
+  // A burst's marks stand before its descriptors are submitted.
+  const auto submit = [&] {
+    if (marks) marks->Publish();
+    benchmark::ClobberMemory();
+  };
   Batch batch;
   std::array<Iova, kLive> live;
   for (auto _ : state) {
@@ -115,6 +124,7 @@ void PairsInLanes(benchmark::State& state, DirtyLogWriter* log) {
       }
       batch.Next() = PageDescriptor(guest.of_page_0, iova);
     }
+    submit();
     for (const Iova iova : live) {
       if (!lane.entries.Clear(iova)) {
         state.SkipWithError("the page was not mapped");
@@ -123,7 +133,7 @@ void PairsInLanes(benchmark::State& state, DirtyLogWriter* log) {
       batch.Next() = PageDescriptor(guest.of_page_0, iova);
       lane.iovas.Free(iova);
     }
-    benchmark::ClobberMemory();
+    submit();
   }
   lane.iovas.Empty();
   state.SetItemsProcessed(state.iterations() * static_cast<int64_t>(kLive));
@@ -137,7 +147,7 @@ BENCHMARK(BM_LanePair)
     ->UseRealTime()
     ->Setup(MakeSharedGuest)
     ->Teardown(DropSharedGuest);
-// The log's bytes for a page and for a group of pages are those of every vCPU that writes there.
+// The same without a log.
 void BM_LanePairUnlogged(benchmark::State& state) { PairsInLanes(state, nullptr); }
 BENCHMARK(BM_LanePairUnlogged)
     ->ThreadRange(1, kMaxThreads)

@@ -1,6 +1,7 @@
 // The dirty log: layout, levels, and that no write is lost between writers and the scanner.
 #include "iommu_core/mem/dirty_log.h"
 
+#include <array>
 #include <atomic>
 #include <map>
 #include <memory>
@@ -77,6 +78,76 @@ TEST_F(DirtyLog, MustLieInsideMemoryInPlace) {
   SparseMemory sparse({{PhysAddr(0), PhysAddr(kRam)}});
   EXPECT_EQ(DirtyLogView::Create(sparse, base_, kRam).status().code(),
             absl::StatusCode::kFailedPrecondition);
+}
+
+TEST_F(DirtyLog, MarksKeptBackStandOnceTheyArePublished) {
+  DirtyMarks marks(writer_);
+  marks.Add(PhysAddr(0x5008));
+  marks.Add(PhysAddr(0x5010));
+  marks.Add(PhysAddr(0x6040));
+  EXPECT_TRUE(Collect().empty());
+  marks.Publish();
+  auto seen = Collect();
+  ASSERT_EQ(seen.size(), 2u);
+  EXPECT_EQ(seen.at(0x5000), 1u);
+  EXPECT_EQ(seen.at(0x6000), 2u);
+  marks.Publish();
+  EXPECT_TRUE(Collect().empty());
+  // A byte that somebody set already hides none of the levels above it.
+  writer_.Mark(PhysAddr(0x5008));
+  scanner_.Collect([](PhysAddr) { return false; }, [](PhysAddr, uint64_t) { FAIL(); });
+  marks.Add(PhysAddr(0x5008));
+  marks.Publish();
+  EXPECT_EQ(Collect().at(0x5000), 1u);
+  // More than are kept, and what is not RAM.
+  for (uint64_t i = 0; i < 200; ++i) marks.Add(PhysAddr(0x100000 + i * kPageSize));
+  marks.Add(PhysAddr(kRam + 8));
+  marks.Publish();
+  EXPECT_EQ(Collect().size(), 200u);
+}
+
+// A vCPU writes and publishes before each invalidation; the scan that follows has to read what was
+// written before it, whatever the scans did that ran meanwhile.
+TEST_F(DirtyLog, ScanAfterPublishingSeesEveryEntry) {
+  constexpr uint64_t kRounds = 400000;
+  constexpr uint64_t kAhead = 4;
+  for (const uint64_t apart : {uint64_t{8}, uint64_t{64}, kPageSize}) {
+    const auto slot = [&](uint64_t round) { return PhysAddr(0x100000 + round % kAhead * apart); };
+    std::atomic<uint64_t> published = 0;  // rounds whose invalidation was submitted
+    std::atomic<uint64_t> scanned = 0;
+    std::thread vcpu([&] {
+      DirtyMarks marks(writer_);
+      for (uint64_t round = 1; round <= kRounds; ++round) {
+        memory_->Write64(slot(round), round);
+        marks.Add(slot(round));
+        marks.Publish();
+        published.store(round, std::memory_order_release);
+        // Overtakes some scans, as with a queue that is not waited for.
+        while (round + 1 >= scanned.load(std::memory_order_acquire) + kAhead) continue;
+      }
+    });
+    std::array<uint64_t, kAhead> copy{};
+    uint64_t missed = 0;
+    for (uint64_t due = 0; due != kRounds;) {
+      due = published.load(std::memory_order_acquire);
+      scanner_.Collect([](PhysAddr) { return true; },
+                       [&](PhysAddr page, uint64_t lines) {
+                         for (size_t i = 0; i < copy.size(); ++i) {
+                           const uint64_t at = slot(i).value();
+                           if (page.value() != (at & ~kPageMask)) continue;
+                           if ((lines >> (at % kPageSize / 64) & 1) == 0) continue;
+                           copy[i] = *memory_->Read64(slot(i));
+                         }
+                       });
+      for (uint64_t round = due; round != 0 && round + kAhead > due; --round) {
+        if (copy[round % kAhead] < round) ++missed;
+      }
+      scanned.store(due, std::memory_order_release);
+    }
+    vcpu.join();
+    EXPECT_EQ(missed, 0u) << apart;
+    for (uint64_t i = 0; i < kAhead; ++i) memory_->Write64(slot(i), 0);
+  }
 }
 
 TEST_F(DirtyLog, NoWriteIsLostUnderConcurrency) {

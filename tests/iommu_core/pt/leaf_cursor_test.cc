@@ -62,12 +62,13 @@ TEST_F(LeafCursorTest, LeavesToTheTableWhatNeedsMoreThanOneStore) {
   EXPECT_EQ(Flatten().size(), 513u);
 }
 
-TEST_F(LeafCursorTest, MarksTheLogAfterEachStore) {
+TEST_F(LeafCursorTest, OwesTheLogAMarkForEachStore) {
   auto view = DirtyLogView::Create(*memory_, PhysAddr(uint64_t{40} << 20), kRam);
   ASSERT_TRUE(view.ok()) << view.status();
   DirtyLogWriter writer(*view);
   DirtyLogScanner scanner(*view);
-  LeafCursor cursor(*table_, &writer);
+  DirtyMarks marks(writer);
+  LeafCursor cursor(*table_, &marks);
   ASSERT_TRUE(table_->Map(Iova(0x1000), PhysAddr(0x5000), 0x1000, kReadWrite).ok());
   const PhysAddr leaf = *table_->LeafTableOf(Iova(0x1000));
   uint64_t lines = 0;
@@ -79,8 +80,12 @@ TEST_F(LeafCursorTest, MarksTheLogAfterEachStore) {
   collect();
   ASSERT_TRUE(cursor.Set(Iova(0x9000), PhysAddr(0x7000), kReadWrite));
   collect();
+  EXPECT_EQ(lines, 0u);
+  marks.Publish();
+  collect();
   EXPECT_EQ(lines, uint64_t{1} << 1);  // entry 9: the second line
   ASSERT_TRUE(cursor.Clear(Iova(0x9000)));
+  marks.Publish();
   collect();
   EXPECT_EQ(lines, uint64_t{1} << 1);
 }
