@@ -95,6 +95,7 @@ absl::Status MachineHost::BringUp() {
     sink.haw_bits = config.address_width;
     sink.dirty_log_base = DirtyLogBase(config).value();
     sink.strategy = options_.hypervisor_strategy;
+    sink.wait_spin = std::chrono::microseconds(options_.wait_spin_us);
     sinks.push_back(std::make_unique<RemoteSink>(channel_, **memory, metrics_, sink));
     if (absl::Status status = sinks.back()->Open(); !status.ok()) return status;
     raw.push_back(sinks.back().get());

@@ -99,6 +99,9 @@ void GuestOptions::AddTo(FlagSet& flags) {
         return model.status();
       },
       "constants of modelled time: a preset's name, or a text proto file with a '/' in its path");
+  flags.AddNumber("wait_spin_us", &wait_spin_us, 0, 1000,
+                  "how long a vCPU polls for a completion before it sleeps, us; less often where "
+                  "completions take longer; 0: it never polls");
   flags.AddNumber("max_runs", &max_runs, 1, 256, "RunWorkload calls at once");
   flags.AddNumber("max_trace_ops", &max_trace_ops, 1, uint64_t{1} << 32,
                   "operations in the trace of one RunWorkload");

@@ -1,5 +1,6 @@
 #include "guest_svc/remote_sink.h"
 
+#include <sched.h>
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
@@ -14,6 +15,7 @@
 namespace viommu {
 namespace {
 
+using std::chrono::microseconds;
 using std::chrono::milliseconds;
 using Steady = std::chrono::steady_clock;
 
@@ -31,6 +33,12 @@ milliseconds Jitter(milliseconds backoff) {
   return backoff / 2 + milliseconds(random() % static_cast<uint64_t>(backoff.count() / 2 + 1));
 }
 
+// Whoever polls there keeps from its work whom it waits for.
+bool OneCpuOnly() {
+  cpu_set_t cpus;
+  return sched_getaffinity(0, sizeof(cpus), &cpus) == 0 && CPU_COUNT(&cpus) == 1;
+}
+
 Steady::time_point DeadlineAfter(absl::Duration timeout) {
   return Steady::now() + absl::ToChronoNanoseconds(timeout);
 }
@@ -43,7 +51,8 @@ RemoteSink::RemoteSink(std::shared_ptr<grpc::Channel> channel, GuestMemory& memo
       memory_(memory),
       metrics_(metrics),
       options_(std::move(options)),
-      instance_id_(RandomId()) {
+      instance_id_(RandomId()),
+      spin_(OneCpuOnly() ? microseconds(0) : options_.wait_spin) {
   if (memory_.remote()) memory_thread_ = std::thread([this] { ServeMemory(); });
 }
 
@@ -167,7 +176,7 @@ void RemoteSink::Broken(const absl::Status& status) {
   next_attempt_ = Steady::now() + Jitter(backoff_);
 }
 
-bool RemoteSink::Step(Time deadline) {
+bool RemoteSink::Step(Time deadline, SpinWait* spin) {
   if (over_) return false;
   if (stream_ == nullptr) {
     if (next_attempt_ > deadline) {
@@ -181,7 +190,7 @@ bool RemoteSink::Step(Time deadline) {
     if (absl::Status status = OpenStream(limit); !status.ok()) Broken(status);
     return true;
   }
-  if (std::optional<v1::InvalidateResponse> response = stream_->Receive(deadline)) {
+  if (std::optional<v1::InvalidateResponse> response = stream_->Receive(deadline, spin)) {
     Handle(*response);
     return true;
   }
@@ -357,7 +366,7 @@ absl::StatusOr<SinkCompletion> RemoteSink::AwaitLocked(uint64_t ticket, Time dea
       return absl::UnavailableError(absl::StrCat("the session on ", options_.hypervisor,
                                                  " is over: ", last_error_.message()));
     }
-    if (!Step(deadline) && Steady::now() >= deadline) return Unreachable();
+    if (!Step(deadline, &spin_) && Steady::now() >= deadline) return Unreachable();
     if (stream_ == nullptr && Steady::now() >= deadline) return Unreachable();
   }
 }

@@ -39,6 +39,8 @@ struct RemoteSinkOptions {
   // False: a broken stream ends the session (a run on the virtual clock cannot go on after it).
   bool recover = true;
   absl::Duration call_timeout = absl::Seconds(5);  // of opening, and of register and device updates
+  // How long a doorbell's completion is polled for before its thread sleeps; 0: it sleeps at once.
+  std::chrono::microseconds wait_spin{100};
 };
 
 class RemoteSink final : public InvalidationSink {
@@ -104,7 +106,7 @@ class RemoteSink final : public InvalidationSink {
   absl::StatusOr<SinkCompletion> AwaitLocked(uint64_t ticket, Time deadline)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Receives and handles one message, or reconnects. False: nothing happened before `deadline`.
-  bool Step(Time deadline) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  bool Step(Time deadline, SpinWait* spin = nullptr) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status OpenStream(Time deadline) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // The stream is of no more use: says so once, and when to try again.
   void Broken(const absl::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -130,6 +132,7 @@ class RemoteSink final : public InvalidationSink {
   const std::string instance_id_;
 
   absl::Mutex mu_;
+  SpinWait spin_ ABSL_GUARDED_BY(mu_);
   std::unique_ptr<SinkStream> stream_ ABSL_GUARDED_BY(mu_);
   std::string session_id_ ABSL_GUARDED_BY(mu_);
   uint64_t epoch_ ABSL_GUARDED_BY(mu_) = 0;

@@ -1,5 +1,6 @@
 #include "guest_svc/sink_stream.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "svc_common/conversions.h"
@@ -37,6 +38,7 @@ void SinkStream::Send(const v1::InvalidateRequest& request) {
   if (to_write_.empty() && CanWrite()) {
     writing_ = true;
     call_->Write(request, Tag(kWritten));  // serialises it before it returns
+    ReadNext();
     return;
   }
   to_write_.push_back(request);
@@ -61,9 +63,19 @@ void SinkStream::WriteNext() {
   }
 }
 
-std::optional<v1::InvalidateResponse> SinkStream::Receive(Time deadline) {
+std::optional<v1::InvalidateResponse> SinkStream::Receive(Time deadline, SpinWait* spin) {
+  if (spin != nullptr && received_.empty()) {
+    Time now = std::chrono::steady_clock::now();
+    const Time until = std::min(spin->Begin(now), deadline);
+    if (now < until) {
+      while (received_.empty() && !ended_.has_value() && now < until) {
+        if (!Pump(gpr_inf_past(GPR_CLOCK_MONOTONIC))) now = std::chrono::steady_clock::now();
+      }
+      spin->End(!received_.empty());
+    }
+  }
   while (received_.empty()) {
-    if (ended_.has_value() || !Pump(deadline)) return std::nullopt;
+    if (ended_.has_value() || !Pump(GrpcDeadline(deadline))) return std::nullopt;
   }
   v1::InvalidateResponse response = std::move(received_.front());
   received_.pop_front();
@@ -73,7 +85,7 @@ std::optional<v1::InvalidateResponse> SinkStream::Receive(Time deadline) {
 std::optional<v1::InvalidateResponse> SinkStream::ReceiveUnlessInterrupted(Time deadline) {
   interrupted_ = false;
   while (received_.empty() && !interrupted_) {
-    if (ended_.has_value() || !Pump(deadline)) break;
+    if (ended_.has_value() || !Pump(GrpcDeadline(deadline))) break;
   }
   // What is there already is found without a wait.
   return received_.empty() ? std::nullopt : Receive(deadline);
@@ -85,23 +97,27 @@ void SinkStream::Interrupt() {
   interrupt_.Set(&queue_, gpr_now(GPR_CLOCK_MONOTONIC), Tag(kInterrupt));
 }
 
-bool SinkStream::Pump(Time deadline) {
+void SinkStream::ReadNext() {
+  if (!started_ || reading_ || finish_asked_) return;
+  reading_ = true;
+  call_->Read(&incoming_, Tag(kRead));
+}
+
+bool SinkStream::Pump(gpr_timespec deadline) {
+  ReadNext();
   void* tag = nullptr;
   bool ok = false;
-  switch (queue_.AsyncNext(&tag, &ok, GrpcDeadline(deadline))) {
-    case grpc::CompletionQueue::GOT_EVENT:
-      break;
-    default:
-      return false;
-  }
+  if (queue_.AsyncNext(&tag, &ok, deadline) != grpc::CompletionQueue::GOT_EVENT) return false;
+  TakeEvent(tag, ok);
+  return true;
+}
+
+void SinkStream::TakeEvent(void* tag, bool ok) {
   bool failed = !ok;
   switch (reinterpret_cast<intptr_t>(tag)) {
     case kStarted:
       started_ = ok;
-      if (ok) {
-        call_->Read(&incoming_, Tag(kRead));
-        WriteNext();
-      }
+      if (ok) WriteNext();
       break;
     case kWritten:
       writing_ = false;
@@ -111,17 +127,17 @@ bool SinkStream::Pump(Time deadline) {
       if (ok) {
         received_.push_back(std::move(incoming_));
         incoming_.Clear();
-        call_->Read(&incoming_, Tag(kRead));
+        reading_ = false;
       }
       break;
     case kFinished:
       ended_ = FromGrpcStatus(finish_status_);
-      return true;
+      return;
     case kInterrupt: {
       absl::MutexLock lock(&interrupt_mu_);
       interrupt_on_its_way_ = false;
       interrupted_ = true;
-      return true;
+      return;
     }
     default:  // kWritesDone: its failure shows in the read's
       failed = false;
@@ -131,7 +147,6 @@ bool SinkStream::Pump(Time deadline) {
     finish_asked_ = true;
     call_->Finish(&finish_status_, Tag(kFinished));
   }
-  return true;
 }
 
 }  // namespace viommu

@@ -16,6 +16,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/synchronization/mutex.h"
+#include "guest_svc/spin_wait.h"
 #include "viommu/v1/hypervisor_service.grpc.pb.h"
 
 namespace viommu {
@@ -34,7 +35,8 @@ class SinkStream {
   // Says that nothing more will be sent.
   void SendDone();
   // The next message; nullopt: none before `deadline`, or the stream is over.
-  std::optional<v1::InvalidateResponse> Receive(Time deadline);
+  // `spin`: it may be polled for first; null: not.
+  std::optional<v1::InvalidateResponse> Receive(Time deadline, SpinWait* spin = nullptr);
   // The same; Interrupt ends the wait, too.
   std::optional<v1::InvalidateResponse> ReceiveUnlessInterrupted(Time deadline);
   // Any thread: a ReceiveUnlessInterrupted under way, or else the next one, returns early.
@@ -44,9 +46,13 @@ class SinkStream {
 
  private:
   // Waits for one event of the queue. False: none before `deadline`.
-  bool Pump(Time deadline);
+  bool Pump(gpr_timespec deadline);
+  void TakeEvent(void* tag, bool ok);
   bool CanWrite() const;
   void WriteNext();
+  // A read is begun behind a write or before a wait: by itself it sends the hypervisor a window
+  // update in a packet of its own.
+  void ReadNext();
 
   grpc::ClientContext context_;
   grpc::CompletionQueue queue_;
@@ -58,6 +64,7 @@ class SinkStream {
   grpc::Status finish_status_;
   bool started_ = false;
   bool writing_ = false;
+  bool reading_ = false;
   bool done_asked_ = false;
   bool done_sent_ = false;
   bool finish_asked_ = false;

@@ -211,6 +211,7 @@ absl::Status WorkloadService::RunSpec(grpc::ServerContext& context, Stream& stre
   sink_options.strategy = spec.strategy().empty() ? options_.hypervisor_strategy : spec.strategy();
   sink_options.verify = spec.verify();
   sink_options.recover = false;
+  sink_options.wait_spin = std::chrono::microseconds(options_.wait_spin_us);
   RemoteSink sink(channel_, **memory, metrics_, sink_options);
   if (absl::Status status = sink.Open(); !status.ok()) return status;
   absl::Cleanup close = [&sink] { sink.Close().IgnoreError(); };  // else its time to live ends it
