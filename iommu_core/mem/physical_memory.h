@@ -62,7 +62,7 @@ class PhysicalMemory {
   // A page as 512 entries in place, for bulk compares; entries may change while they are read, so
   // each is loaded once (relaxed atomic) and used from a register. nullptr: not memory, or this
   // memory has no page in place (read it entry by entry). `page` is page-aligned. Of a pulled
-  // memory the page is good until the next read, prefetch or refresh.
+  // memory the page is good until the next read, prefetch or refresh; of others for good.
   virtual const uint64_t* PageInPlace(PhysAddr page) const = 0;
 
   // Null: reads cost no more than a load.

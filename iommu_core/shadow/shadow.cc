@@ -4,6 +4,7 @@ namespace viommu {
 
 void Shadow::Sync(IovaRange range, SyncRun& run) {
   range.end = std::min(range.end, ShadowTable::kAll.end);
+  if (range.size_bytes() == kPageSize && PageIsUnchanged(range.first, run)) return;
   bool refused = !range.empty() && SyncRange(range, /*stop_at_refusal=*/false, run);
   // What was unmapped is room now.
   if (!refused && !refused_.empty()) FlushInvalidations(run.cost);
@@ -42,8 +43,7 @@ void Shadow::TellDeviceTlbs(IovaRange range, SyncCost& cost) {
   }
 }
 
-void Shadow::FlushInvalidations(SyncCost& cost) {
-  if (pending_.empty()) return;
+void Shadow::TellPending(SyncCost& cost) {
   if (pending_.size() > kMaxPieces) {
     context_.unit.InvalidateDomain(host_domain_, cost);
     TellDeviceTlbs(ShadowTable::kAll, cost);

@@ -131,6 +131,9 @@ class Shadow {
         host_domain_(host_domain),
         batch_invalidations_(batch_invalidations) {}
 
+  // Whether nothing is noted and all that leads to the page is as seen last: then it is counted as
+  // SyncRange would, and there is no more to do. False: nothing was counted.
+  virtual bool PageIsUnchanged(Iova, SyncRun&) const { return false; }
   // One pass over `range`. With `stop_at_refusal` ends at the first map that a limit refuses.
   // Returns whether a map was refused.
   virtual bool SyncRange(IovaRange range, bool stop_at_refusal, SyncRun& run) = 0;
@@ -161,7 +164,9 @@ class Shadow {
   }
   // Further ranges make no difference.
   bool TellsWholeDomain() const { return pending_.size() > kMaxPieces; }
-  void FlushInvalidations(SyncCost& cost);
+  void FlushInvalidations(SyncCost& cost) {
+    if (!pending_.empty()) TellPending(cost);
+  }
 
   const ShadowContext& context_;
   GuestTable guest_table_;
@@ -170,6 +175,7 @@ class Shadow {
   // Above this many pieces one domain invalidation is cheaper than the pieces (a model choice).
   static constexpr size_t kMaxPieces = 16;
 
+  void TellPending(SyncCost& cost);
   void TellDeviceTlbs(IovaRange range, SyncCost& cost);
 
   const std::unique_ptr<ShadowTable> table_;

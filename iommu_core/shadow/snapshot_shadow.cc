@@ -41,7 +41,7 @@ std::unique_ptr<TableNode> SnapshotShadow::NewNode(PhysAddr guest_table, uint64_
   if (pool_.nodes >= pool_.max_nodes) return nullptr;
   ++pool_.nodes;
   auto node = std::make_unique<TableNode>();
-  node->guest_table = guest_table;
+  PointAt(*node, guest_table);
   node->first = first;
   node->level = static_cast<uint8_t>(level);
   node->permissions = static_cast<uint8_t>(permissions);
@@ -93,14 +93,14 @@ bool SnapshotShadow::PageIsUnchanged(Iova iova, SyncRun& run) const {
   if (root_ == nullptr || !nothing_noted() || iova >= Iova(guest_table_.end)) return false;
   uint64_t tables = 0;
   uint64_t entries = 0;
-  for (const TableNode* node = root_.get(); node != nullptr;) {
-    const size_t slot = (iova.value() >> vtd::LevelShift(node->level)) % vtd::kEntriesPerTable;
+  int shift = vtd::LevelShift(guest_table_.levels);
+  for (const TableNode* node = root_.get(); node != nullptr; shift -= vtd::kIndexBits) {
+    const size_t slot = (iova.value() >> shift) % vtd::kEntriesPerTable;
     const TableNode* const below = node->below == nullptr ? nullptr : (*node->below)[slot].get();
     ++tables;
     if (below == nullptr || !run.leaf_hint) {
       ++entries;
-      const uint64_t* page = StablePage(*node);
-      if (page == nullptr || LoadEntry(page + slot) != node->last[slot]) return false;
+      if (node->page == nullptr || LoadEntry(node->page + slot) != node->last[slot]) return false;
     }
     node = below;
   }
@@ -112,7 +112,6 @@ bool SnapshotShadow::PageIsUnchanged(Iova iova, SyncRun& run) const {
 }
 
 bool SnapshotShadow::SyncRange(IovaRange range, bool stop_at_refusal, SyncRun& run) {
-  if (range.size_bytes() == kPageSize && PageIsUnchanged(range.first, run)) return false;
   Pass pass(range, stop_at_refusal, run);
   pass.scarce = !refused().empty();
   Halt halt = Halt::kNo;
@@ -211,7 +210,7 @@ void SnapshotShadow::SyncDirty(Pass& pass) {
 }
 
 void SnapshotShadow::PrefetchLines(const TableNode& node) {
-  const uint64_t* page = context_.guest.PageInPlace(node.guest_table);
+  const uint64_t* page = node.page;
   if (page == nullptr) return;
   std::optional<ShadowTable::LeafWriter> leaf;
   if (node.level == 1) leaf = table().OpenLeafTable(Iova(node.first));
@@ -224,7 +223,7 @@ void SnapshotShadow::PrefetchLines(const TableNode& node) {
 }
 
 Shadow::Halt SnapshotShadow::SyncLines(TableNode& node, uint64_t lines, Pass& pass) {
-  const uint64_t* page = context_.guest.PageInPlace(node.guest_table);
+  const uint64_t* page = node.page;
   ++pass.run.cost.table_pages_read;
   LeafCursor cursor;
   for (; lines != 0; lines &= lines - 1) {
@@ -291,7 +290,7 @@ void SnapshotShadow::PrefetchBelow(const TableNode& node, int first, int end, bo
 Shadow::Halt SnapshotShadow::SyncOneByOne(TableNode& node, int first, int end, bool visit_all,
                                           Pass& pass) {
   SyncCost& cost = pass.run.cost;
-  const uint64_t* page = StablePage(node);
+  const uint64_t* page = node.page;
   for (int slot = first; slot < end; ++slot) {
     pass.next = node.SlotFirst(slot);
     const size_t i = static_cast<size_t>(slot);
@@ -492,7 +491,7 @@ Shadow::Halt SnapshotShadow::SetTable(TableNode& node, int slot, uint64_t now, u
     everything = below->guest_table != guest_table;
     if (everything) {
       if (index_ != nullptr) index_->Remove(*below);
-      below->guest_table = guest_table;
+      PointAt(*below, guest_table);
       if (index_ != nullptr) index_->Add(*below);
     }
   } else {

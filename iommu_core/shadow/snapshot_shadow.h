@@ -24,6 +24,7 @@ class SnapshotShadow;
 // next compare finds it again.
 struct alignas(64) TableNode {
   std::array<uint64_t, vtd::kEntriesPerTable> last{};
+  const uint64_t* page = nullptr;  // guest_table in place; null: read it entry by entry
   PhysAddr guest_table;
   uint64_t first = 0;  // lowest input address of its span
   SnapshotShadow* owner = nullptr;
@@ -116,13 +117,11 @@ class SnapshotShadow final : public Shadow {
   bool SyncRange(IovaRange range, bool stop_at_refusal, SyncRun& run) override;
   void ForgetAll(SyncCost& cost) override;
 
-  // Whether all that leads to the page is as seen last: then it is counted as SyncNode would, and
-  // there is no more to do. False: nothing was counted.
-  bool PageIsUnchanged(Iova iova, SyncRun& run) const;
-  // The guest's table as it stands in memory; null: it is copied from another host, where what is
-  // read below may push it out, or it is no memory.
-  const uint64_t* StablePage(const TableNode& node) const {
-    return context_.pulled == nullptr ? context_.guest.PageInPlace(node.guest_table) : nullptr;
+  bool PageIsUnchanged(Iova iova, SyncRun& run) const override;
+  // Null also where the table is copied from another host: what is read below may push it out.
+  void PointAt(TableNode& node, PhysAddr guest_table) const {
+    node.guest_table = guest_table;
+    node.page = context_.pulled == nullptr ? context_.guest.PageInPlace(guest_table) : nullptr;
   }
 
   Halt SyncIdentity(Pass& pass);
