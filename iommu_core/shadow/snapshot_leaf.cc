@@ -42,7 +42,7 @@ bool SnapshotShadow::TakeFreshTable(TableNode& node, const uint64_t* page, Pass&
     for (int at = 0; at < vtd::kEntriesPerTable; at += kLineEntries) {
       EntryLine now;
       LoadLine(page + at, now);
-      alignas(64) EntryLine host;
+      EntryLine host;
       const LeafMasks masks = ReadLeafLine(rules, now, node.last.data() + at, host);
       std::copy(host.begin(), host.end(), entries + at);
       leaves += CountSlots(masks.is());
@@ -76,16 +76,12 @@ bool SnapshotShadow::TakeLine(TableNode& node, int at, const EntryLine& now, Lea
   if (!cursor.looked) OpenLines(node, cursor);
   if (!cursor.writer) return false;
   uint64_t* last = node.last.data() + at;
-  uint32_t differing = 0;
-#pragma GCC unroll 8
-  for (int i = 0; i < kLineEntries; ++i) {
-    differing |= static_cast<uint32_t>(now[static_cast<size_t>(i)] != last[i]) << i;
-  }
+  const DifferingSlots differing(now, last);
   const LeafRules& rules = *cursor.rules;
   LeafRun& run = cursor.run;
-  if ((differing & (differing - 1)) == 0) {
-    if (differing == 0) return true;
-    const int i = std::countr_zero(differing);
+  if (!differing.several()) {
+    if (differing.none()) return true;
+    const int i = differing.first();
     const uint64_t entry = now[static_cast<size_t>(i)];
     const uint64_t effective = rules.Effective(entry);
     const uint64_t before = rules.Effective(std::exchange(last[i], entry));
@@ -96,10 +92,10 @@ bool SnapshotShadow::TakeLine(TableNode& node, int at, const EntryLine& now, Lea
     run.unmaps += static_cast<uint64_t>(before != 0);
     run.maps += static_cast<uint64_t>(effective != 0);
     run.peak = std::max(run.peak, static_cast<int64_t>(run.maps - run.unmaps));
-    if (before != 0) NoteInvalid(node.SlotRange(at + i));
+    if (before != 0 && !TellsWholeDomain()) NoteInvalid(node.SlotRange(at + i));
     return true;
   }
-  alignas(64) EntryLine host;
+  EntryLine host;
   const LeafMasks masks = ReadLeafLine(rules, now, last, host);
   const uint32_t is = masks.is() & masks.changed();
   const uint32_t was = masks.was() & masks.changed();
@@ -130,7 +126,7 @@ uint64_t SnapshotShadow::CloseLines(TableNode& node, LeafCursor& cursor, SyncCos
   cost.dma_unmaps += run.unmaps;
   cost.pages_unpinned += run.unmaps;
   const uint64_t differing = run.differing;
-  cursor = {};
+  cursor.Forget();
   if (!holds_any) {
     ClearPages({Iova(node.first), Iova(node.end())}, cost);
     NoteIfEmpty(node);

@@ -102,6 +102,13 @@ class SnapshotShadow final : public Shadow {
     int64_t peak = 0;  // of maps - unmaps
   };
   struct LeafCursor {
+    LeafCursor() {}  // not `= default`: that clears all of it, a table's entries and rules included
+    void Forget() {
+      looked = false;
+      writer.reset();
+      run = {};
+    }
+
     bool looked = false;
     std::optional<ShadowTable::LeafWriter> writer;
     std::optional<LeafRules> rules;  // where there is a writer

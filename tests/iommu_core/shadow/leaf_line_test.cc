@@ -39,7 +39,7 @@ TEST(LeafLine, ReadsEightEntriesAsTheyAreReadOneByOne) {
         now[i] = random() % 2 == 0 ? last[i] : entry();
         if (random() % 8 == 0) now[i] = last[i] ^ uint64_t { 1 } << 55;  // ignored
       }
-      alignas(64) EntryLine host;
+      EntryLine host;
       const LeafMasks masks =
           ReadLeafLine(LeafRules(rules, map, permissions), now, last.data(), host);
       EXPECT_EQ(last, now);
