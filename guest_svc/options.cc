@@ -95,8 +95,9 @@ void GuestOptions::AddTo(FlagSet& flags) {
       "cost_preset", machine.cost_model.preset_name,
       [this](const std::string& value) {
         absl::StatusOr<CostModel> model = LoadCostModel(value);
-        if (model.ok()) machine.cost_model = *std::move(model);
-        return model.status();
+        if (!model.ok()) return model.status();
+        machine.cost_model = *std::move(model);
+        return absl::OkStatus();
       },
       "constants of modelled time: a preset's name, or a text proto file with a '/' in its path");
   flags.AddNumber("wait_spin_us", &wait_spin_us, 0, 1000,

@@ -60,7 +60,7 @@ RemoteSink::~RemoteSink() { StopServingMemory(); }
 
 absl::Status RemoteSink::Open() {
   const Turn turn(*this);
-  const absl::Status status = OpenStream(DeadlineAfter(options_.call_timeout));
+  absl::Status status = OpenStream(DeadlineAfter(options_.call_timeout));
   if (!status.ok()) stream_ = nullptr;
   return status;
 }
@@ -76,7 +76,7 @@ absl::Status RemoteSink::Close() {
   stream_->SendDone();
   const Time deadline = DeadlineAfter(options_.call_timeout);
   while (const auto message = stream_->Receive(deadline)) AnswerAboutMemory(*message);
-  const absl::Status status =
+  absl::Status status =
       stream_->ended().value_or(absl::DeadlineExceededError("the session did not close in time"));
   stream_ = nullptr;
   absl::MutexLock state(&state_mu_);
@@ -396,7 +396,7 @@ absl::Status RemoteSink::UpdateDevice(SourceId sid, bool present, bool has_devic
   request.mutable_device()->set_present(present);
   request.mutable_device()->set_device_tlb(has_device_tlb);
   const uint64_t ticket = Enqueue(std::move(request), 0);
-  const absl::Status status = AwaitLocked(ticket, DeadlineAfter(options_.call_timeout)).status();
+  absl::Status status = AwaitLocked(ticket, DeadlineAfter(options_.call_timeout)).status();
   if (!status.ok() && !absl::IsDeadlineExceeded(status) && added) devices_.erase(sid.value());
   return status;
 }

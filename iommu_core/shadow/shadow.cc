@@ -31,7 +31,7 @@ void Shadow::Release(SyncCost& cost) {
 }
 
 absl::Status Shadow::SetPages(IovaRange range, GuestPhys guest_pa, Access access, SyncRun& run) {
-  const absl::Status status = table_->Set(range, guest_pa, access, run.cost.ptes_changed);
+  absl::Status status = table_->Set(range, guest_pa, access, run.cost.ptes_changed);
   if (!status.ok()) ClearPages(range, run.cost);
   return status;
 }

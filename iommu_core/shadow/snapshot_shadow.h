@@ -102,7 +102,8 @@ class SnapshotShadow final : public Shadow {
     int64_t peak = 0;  // of maps - unmaps
   };
   struct LeafCursor {
-    LeafCursor() {}  // not `= default`: that clears all of it, a table's entries and rules included
+    // `= default` would clear all of it, what the empty optionals hold included.
+    LeafCursor() {}  // NOLINT(modernize-use-equals-default)
     void Forget() {
       looked = false;
       writer.reset();

@@ -61,7 +61,9 @@ class ServiceProcess {
   void Signal(int number) {
     kill(pid_, number);
     // Threads go on until one of them has taken the signal; this returns when all have stopped.
-    if (number == SIGSTOP) EXPECT_EQ(waitpid(pid_, nullptr, WUNTRACED), pid_);
+    if (number == SIGSTOP) {
+      EXPECT_EQ(waitpid(pid_, nullptr, WUNTRACED), pid_);
+    }
   }
   // Exit code, or minus the signal that ended it; -1000 after 20 seconds.
   int Wait() {

@@ -355,7 +355,7 @@ TEST_P(LinkTest, AFifthOfThePacketsLostLosesNothing) {
 }
 
 INSTANTIATE_TEST_SUITE_P(GuestMemory, LinkTest, ::testing::Values("shared", "remote"),
-                         [](const auto& info) { return std::string(info.param); });
+                         [](const auto& link) { return std::string(link.param); });
 
 }  // namespace
 }  // namespace viommu
