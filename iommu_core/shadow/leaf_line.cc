@@ -28,17 +28,20 @@ LeafMasks
 ReadLeafLine(const LeafRules& rules_in, const EntryLine& now, uint64_t* __restrict last,
              EntryLine& __restrict host) {
   const LeafRules rules = rules_in;
-  EntryLine bits;
-  for (size_t i = 0; i < now.size(); ++i) {
-    const uint64_t effective = rules.Effective(now[i]);
-    const uint64_t before = rules.Effective(last[i]);
-    host[i] = rules.HostEntry(effective);
-    bits[i] = BitIf(now[i] != last[i], kBitOf[0][i]) | BitIf(effective != 0, kBitOf[1][i]) |
-              BitIf(before != 0, kBitOf[2][i]) | BitIf(effective != before, kBitOf[3][i]);
-    last[i] = now[i];
+  // One accumulator for both halves of the line: where the masks of an entry stand depends on it.
+  std::array<uint64_t, 4> bits{};
+  for (size_t half = 0; half < 2; ++half) {
+    for (size_t j = 0; j < 4; ++j) {
+      const size_t i = 4 * half + j;
+      const uint64_t effective = rules.Effective(now[i]);
+      const uint64_t before = rules.Effective(last[i]);
+      host[i] = rules.HostEntry(effective);
+      bits[j] |= BitIf(now[i] != last[i], kBitOf[0][i]) | BitIf(effective != 0, kBitOf[1][i]) |
+                 BitIf(before != 0, kBitOf[2][i]) | BitIf(effective != before, kBitOf[3][i]);
+      last[i] = now[i];
+    }
   }
-  uint64_t masks = 0;
-  for (size_t i = 0; i < now.size(); ++i) masks |= bits[i];
+  const uint64_t masks = bits[0] | bits[1] | bits[2] | bits[3];
   return LeafMasks(masks);
 }
 
