@@ -158,7 +158,9 @@ void GuestMachineImpl::LearnDomainFlushCost(DmaDomain& domain, const SyncCost& c
 
 absl::Status GuestMachineImpl::InvalidateRange(DmaDomain& domain, IovaRange range, bool leaf_hint,
                                                bool map) {
-  const bool settled = SettledAfter(nullptr);
+  // A map that waits in vain is undone in the tables while its invalidation is still on its way;
+  // on a clock that is modelled nothing waits in vain.
+  const bool settled = (!map || clock_.modelled()) && SettledAfter(nullptr);
   for (const auto& [index, tag] : domain.tags) {
     const IommuDriver& driver = *units_[index].driver;
     // Without caching mode nothing not present is ever cached (6.1).

@@ -24,7 +24,7 @@ LAZY_TRACE = DATA / "linux/6.1_cmoff_strict0_w128k/trace.txt.gz"
 
 def viommu(*args, **kwargs):
     return subprocess.run([BIN / "viommu", *map(str, args)], capture_output=True, text=True,
-                          timeout=240, **kwargs)
+                          timeout=900, **kwargs)
 
 
 def page_descriptors(lines):

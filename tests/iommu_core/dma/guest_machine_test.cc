@@ -294,6 +294,27 @@ TEST_F(GuestMachineTest, UnansweredUnmapKeepsItsIova) {
   EXPECT_EQ(machine_->stats().iova_allocated_bytes, kPageSize);
 }
 
+// The oracle compares everything after what is said to be settled.
+TEST_F(GuestMachineTest, AMapThatMayBeUndoneWhileItsInvalidationIsOnItsWayIsNotSettled) {
+  GuestConfig config;
+  config.ram_bytes = uint64_t{256} << 20;
+  const auto ram = *SharedMemory::Create(config.ram_bytes);
+  const WallClock clock;
+  RecordingSink sink;
+  const auto machine = *GuestMachine::Create(config, *ram, clock, {&sink});
+  const uint32_t domain = *machine->CreateDomain(64);
+  ASSERT_TRUE(machine->AttachDevice(domain, kNvme, 0, false).ok());
+  const Segment segment{GuestPhys(300 * kPageSize), kPageSize};
+  const auto iova = machine->Map(domain, {&segment, 1}, kReadWrite, 0);
+  ASSERT_TRUE(iova.ok());
+  EXPECT_FALSE(sink.doorbells.back().settled);
+  ASSERT_TRUE(machine->Unmap(domain, *iova, kPageSize, 0).ok());
+  EXPECT_TRUE(sink.doorbells.back().settled);
+  sink.await_status = absl::DeadlineExceededError("no answer");
+  EXPECT_FALSE(machine->Map(domain, {&segment, 1}, kReadWrite, 0).ok());
+  EXPECT_FALSE(sink.doorbells.back().settled);
+}
+
 // What was not sent because an earlier invalidation is outstanding is never taken for done.
 TEST_F(GuestMachineTest, NoTableIsChangedWhileAnInvalidationIsOutstanding) {
   GuestConfig config;
