@@ -5,6 +5,7 @@
 
 #include <sys/types.h>
 
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -21,8 +22,9 @@ inline constexpr int kPatience = 1;
 inline constexpr bool kSanitized = false;
 #endif
 
-// Whether `condition` came true within 20 s of patience.
-bool Eventually(const std::function<bool()>& condition);
+// Whether `condition` came true in time, which sanitizers stretch.
+bool Eventually(const std::function<bool()>& condition,
+                std::chrono::milliseconds limit = std::chrono::seconds(20));
 // Value of an environment variable that makes a test long; `fallback` if not set.
 uint64_t NumberFromEnvironment(const char* name, uint64_t fallback);
 
