@@ -138,6 +138,9 @@ class SessionImpl final : public HypervisorSession {
   std::optional<std::vector<LeafMapping>> ReferenceRuns(const GuestTable& table,
                                                         IovaRange range) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // The same by another walker.
+  std::optional<std::vector<LeafMapping>> RunsOf(const Walker& walker, const GuestTable& table,
+                                                 IovaRange range) const;
   std::vector<LeafMapping> HostRuns(PhysAddr root, int levels, IovaRange range) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   std::vector<LeafMapping> FlattenLocked(SourceId sid) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

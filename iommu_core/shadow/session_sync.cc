@@ -275,9 +275,16 @@ void SessionImpl::SyncShadow(Shadow& shadow, IovaRange range, SyncRun& run) {
   excluded.insert(excluded.end(), unlooked.begin(), unlooked.end());
   std::sort(excluded.begin(), excluded.end(),
             [](const IovaRange& a, const IovaRange& b) { return a.first < b.first; });
-  const RunComparison compared =
-      CompareRuns(range, HostRuns(shadow.table().root(), ShadowTable::kLevels, range), *after,
-                  *before, excluded);
+  const std::vector<LeafMapping> host =
+      HostRuns(shadow.table().root(), ShadowTable::kLevels, range);
+  RunComparison compared = CompareRuns(range, host, *after, *before, excluded);
+  if (compared.differing_pages != 0 && pulled_ != nullptr) {
+    // What an earlier descriptor of the same doorbell copied may be older than `before`: what the
+    // guest changed since then has an invalidation of its own to come.
+    const auto copied = RunsOf(Walker(guest_, reference_.rules()), shadow.guest_table(), range);
+    if (!copied || PullFailed()) return;
+    compared = CompareRuns(range, host, *after, *copied, excluded);
+  }
   run.cost.shadow_mismatches += compared.differing_pages;
   run.cost.verified_pages += compared.compared_pages;
 }

@@ -19,6 +19,12 @@ bool SessionImpl::WantsVerify(IovaRange range) {
 
 std::optional<std::vector<LeafMapping>> SessionImpl::ReferenceRuns(const GuestTable& table,
                                                                    IovaRange range) const {
+  return RunsOf(reference_, table, range);
+}
+
+std::optional<std::vector<LeafMapping>> SessionImpl::RunsOf(const Walker& walker,
+                                                            const GuestTable& table,
+                                                            IovaRange range) const {
   MappingRuns runs(range);
   switch (table.kind) {
     case GuestTable::Kind::kNone:
@@ -28,9 +34,9 @@ std::optional<std::vector<LeafMapping>> SessionImpl::ReferenceRuns(const GuestTa
       break;
     case GuestTable::Kind::kSecondStage: {
       const IovaRange inside{range.first, std::min(range.end, Iova(table.end))};
-      const absl::Status status = reference_.ForEachLeaf(
-          table.table, table.levels, inside, config_.max_work_per_invalidation,
-          [&](const LeafMapping& leaf) { runs.Append(leaf); });
+      const absl::Status status =
+          walker.ForEachLeaf(table.table, table.levels, inside, config_.max_work_per_invalidation,
+                             [&](const LeafMapping& leaf) { runs.Append(leaf); });
       // More entries than a sync may read: there is nothing to compare with.
       if (!status.ok()) return std::nullopt;
       break;
