@@ -70,7 +70,7 @@ std::optional<v1::InvalidateResponse> SinkStream::Receive(Time deadline, SpinWai
     const Time until = std::min(spin->Begin(now), deadline);
     if (now < until) {
       while (received_.empty() && !ended_.has_value() && now < until) {
-        if (!Pump(gpr_inf_past(GPR_CLOCK_MONOTONIC))) now = std::chrono::steady_clock::now();
+        if (!Pump(gpr_time_0(GPR_CLOCK_MONOTONIC))) now = std::chrono::steady_clock::now();
       }
       spin->End(!received_.empty());
     }
