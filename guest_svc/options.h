@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <string>
 
+#include "guest_svc/spin_wait.h"
 #include "iommu_core/dma/guest_config.h"
 #include "svc_common/flags.h"
 #include "svc_common/service_host.h"
@@ -23,7 +24,7 @@ struct GuestOptions {
   bool remote_memory = false;  // the hypervisor pulls pages over the stream
   GuestConfig machine;
   std::string hypervisor_strategy;  // empty: the hypervisor's
-  uint32_t wait_spin_us = 100;      // RemoteSinkOptions::wait_spin
+  uint32_t wait_spin_us = kDefaultWaitSpin.count();
 
   uint32_t max_runs = 4;                            // RunWorkload calls at once
   uint64_t max_trace_ops = uint64_t{16} << 20;      // operations of one RunWorkload trace

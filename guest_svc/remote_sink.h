@@ -40,7 +40,7 @@ struct RemoteSinkOptions {
   bool recover = true;
   absl::Duration call_timeout = absl::Seconds(5);  // of opening, and of register and device updates
   // How long a doorbell's completion is polled for before its thread sleeps; 0: it sleeps at once.
-  std::chrono::microseconds wait_spin{100};
+  std::chrono::microseconds wait_spin = kDefaultWaitSpin;
 };
 
 class RemoteSink final : public InvalidationSink {

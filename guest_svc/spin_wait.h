@@ -8,6 +8,8 @@
 
 namespace viommu {
 
+inline constexpr std::chrono::microseconds kDefaultWaitSpin{100};
+
 // A vCPU that waits for its invalidation polls the wait descriptor's status (qi_submit_sync), so an
 // answer that comes soon wakes nobody. Where answers come late, polling only takes CPU time from
 // whoever makes them: after a wait that polled in vain the next one does not, after the second the

@@ -26,7 +26,8 @@
 namespace viommu {
 
 inline constexpr uint64_t kDirtyLogGroupPages = 512;
-inline constexpr uint64_t kDirtyLogLinesPerPage = kPageSize / 64;
+inline constexpr uint64_t kDirtyLogLineBytes = 64;
+inline constexpr uint64_t kDirtyLogLinesPerPage = kPageSize / kDirtyLogLineBytes;
 
 // Bytes of the log of a guest, whole pages.
 uint64_t DirtyLogBytes(uint64_t ram_bytes);
@@ -61,7 +62,7 @@ class DirtyLogWriter {
   void Mark(PhysAddr slot) {
     const uint64_t page = slot.value() >> kPageShift;
     if (page >= view_.pages_) return;
-    Set(view_.line_bytes_ + (slot.value() >> 6));
+    Set(view_.line_bytes_ + slot.value() / kDirtyLogLineBytes);
     Set(view_.page_bytes_ + page);
     Set(view_.group_bytes_ + page / kDirtyLogGroupPages);
   }
@@ -84,7 +85,7 @@ class alignas(64) DirtyMarks {
 
   // The 8-byte entry at `slot` was stored.
   void Add(PhysAddr slot) {
-    const uint64_t line = slot.value() / kLineBytes;
+    const uint64_t line = slot.value() / kDirtyLogLineBytes;
     if (count_ != 0 && lines_[count_ - 1] == line) return;
     if (count_ == lines_.size()) Publish();
     lines_[count_++] = line;
@@ -96,8 +97,6 @@ class alignas(64) DirtyMarks {
   }
 
  private:
-  static constexpr uint64_t kLineBytes = 64;
-
   void PublishAll();
 
   DirtyLogWriter* log_;

@@ -68,8 +68,9 @@ bool SnapshotShadow::OpenLines(const TableNode& node, LeafCursor& cursor) {
   cursor.looked = true;
   if (node.level != 1 || !TakesInBulk()) return false;
   cursor.writer = table().OpenLeafTable(Iova(node.first));
+  if (!cursor.writer) return false;
   cursor.rules.emplace(RulesOf(node));
-  return cursor.writer.has_value();
+  return true;
 }
 
 bool SnapshotShadow::TakeLine(TableNode& node, int at, const EntryLine& now, LeafCursor& cursor) {
@@ -92,7 +93,7 @@ bool SnapshotShadow::TakeLine(TableNode& node, int at, const EntryLine& now, Lea
     run.unmaps += static_cast<uint64_t>(before != 0);
     run.maps += static_cast<uint64_t>(effective != 0);
     run.peak = std::max(run.peak, static_cast<int64_t>(run.maps - run.unmaps));
-    if (before != 0 && !TellsWholeDomain()) NoteInvalid(node.SlotRange(at + i));
+    if (before != 0) NoteInvalid(node.SlotRange(at + i));
     return true;
   }
   EntryLine host;

@@ -373,9 +373,7 @@ Shadow::Halt SnapshotShadow::VisitLine(TableNode& node, int at, const EntryLine&
         const TableNode* soon = (*node.below)[static_cast<size_t>(ahead)].get();
         if (soon == nullptr) continue;
         __builtin_prefetch(soon);
-        if (const uint64_t* p = context_.guest.PageInPlace(soon->guest_table)) {
-          __builtin_prefetch(p);
-        }
+        if (soon->page != nullptr) __builtin_prefetch(soon->page);
       }
       halt = SyncNode(*(*node.below)[s], false, pass);
     } else if (scope == kThisTable && !nothing_noted() &&

@@ -182,9 +182,10 @@ class SnapshotShadow final : public Shadow {
   Halt ReadUncopied(PhysAddr table, IovaRange span, int level, uint64_t permissions, bool visit_all,
                     Pass& pass);
   Halt RefuseLeaves(PhysAddr table, IovaRange span, int level, uint64_t permissions, Pass& pass);
+  // Of a table of 4K entries; false also where it cannot be told.
+  bool HasNoLeaf(PhysAddr table, uint64_t permissions, Pass& pass) const;
   // Where no copy is left, those of tables without a leaf are freed when the pass has ended; such a
   // table is read again when an invalidation comes by.
-  bool HasNoLeaf(PhysAddr table, uint64_t permissions, Pass& pass) const;
   void NoteIfEmpty(const TableNode& node);
   void FreeEmptied();
   // Forgets what `slot` reflected; returns what was charged for it.
