@@ -72,7 +72,8 @@ std::optional<v1::InvalidateResponse> SinkStream::Receive(Time deadline, SpinWai
       while (received_.empty() && !ended_.has_value() && now < until) {
         if (!Pump(gpr_time_0(GPR_CLOCK_MONOTONIC))) now = std::chrono::steady_clock::now();
       }
-      spin->End(!received_.empty());
+      // An answer that is there after this thread had to give up its CPU came late.
+      spin->End(!received_.empty() && std::chrono::steady_clock::now() < until);
     }
   }
   while (received_.empty()) {

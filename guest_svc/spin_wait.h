@@ -13,7 +13,8 @@ inline constexpr std::chrono::microseconds kDefaultWaitSpin{100};
 // A vCPU that waits for its invalidation polls the wait descriptor's status (qi_submit_sync), so an
 // answer that comes soon wakes nobody. Where answers come late, polling only takes CPU time from
 // whoever makes them: after a wait that polled in vain the next one does not, after the second the
-// next three, and so on up to 63.
+// next three, and so on up to 63. Each that did not poll in vain takes back one such step, no more:
+// where many guests share few CPUs, one answer now and then is in time by luck.
 class SpinWait {
  public:
   using Time = std::chrono::steady_clock::time_point;
@@ -29,7 +30,11 @@ class SpinWait {
   }
   // It polled, and that was enough or was not.
   void End(bool in_time) {
-    failures_ = in_time ? 0 : std::min(failures_ + 1, kMaxFailures);
+    if (!in_time) {
+      failures_ = std::min(failures_ + 1, kMaxFailures);
+    } else if (failures_ > 0) {
+      --failures_;
+    }
     skip_ = (uint32_t{1} << failures_) - 1;
   }
 
@@ -37,7 +42,7 @@ class SpinWait {
   static constexpr uint32_t kMaxFailures = 6;
 
   const std::chrono::microseconds longest_;
-  uint32_t failures_ = 0;  // in a row
+  uint32_t failures_ = 0;  // more than successes, of late
   uint32_t skip_ = 0;      // waits that will not poll
 };
 

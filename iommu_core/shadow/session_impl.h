@@ -94,15 +94,23 @@ class SessionImpl final : public HypervisorSession {
   // What could not be read may be there: no statement about the guest's tables holds.
   bool PullFailed() const { return pulled_ != nullptr && pulled_->failed(); }
 
+  // session_apply.cc
+  vtd::DecodeResult DecodeOne(const vtd::RawDescriptor& raw) const;
+  void ApplyOne(const vtd::RawDescriptor& raw, const vtd::Descriptor& d, SyncCost& cost)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Carries out the leading ones of `next` (kReadAhead at most) that each name one page which
+  // stands as it was seen last: the cache misses of all are under way at once. Returns how many.
+  size_t TakeUnchanged(std::span<const vtd::RawDescriptor> next, SyncCost& cost)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+
   // session_sync.cc
   GuestContext ReadContext(SourceId sid, SyncCost& cost) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   DomainId MaskDomain(DomainId did) const;
+  IovaRange RangeOf(const vtd::IotlbInvalidate& d) const;
   void Invalidate(const vtd::ContextCacheInvalidate& d, SyncRun& run)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Invalidate(const vtd::IotlbInvalidate& d, SyncRun& run) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Invalidate(const vtd::DeviceTlbInvalidate& d, SyncRun& run)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  void ApplyOne(const vtd::RawDescriptor& raw, const vtd::Descriptor& d, SyncCost& cost)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Points the device where the guest's context entry says and syncs that shadow, once per
   // `synced`.
@@ -110,6 +118,8 @@ class SessionImpl final : public HypervisorSession {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void RefreshMovedFirst(Moves affected, SyncRun& run) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Detach(Device& device, SyncCost& cost) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // The shadow of that domain, where there is one and no more.
+  const Shadow* OnlyShadowOf(DomainId did) const ABSL_SHARED_LOCKS_REQUIRED(mu_);
   Shadow* FindShadow(const GuestTable& table) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   Shadow* FindOrMakeShadow(Device& device, const GuestTable& table)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

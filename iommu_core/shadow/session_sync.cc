@@ -14,13 +14,6 @@ namespace viommu {
 
 using vtd::Granularity;
 
-namespace {
-
-// Descriptors or device touches between two calls of `yield`.
-constexpr uint64_t kStepsPerSlice = 32;
-
-}  // namespace
-
 DomainId SessionImpl::MaskDomain(DomainId did) const {
   return DomainId(
       static_cast<uint16_t>(did.value() & BitMask(config_.guest_caps.domain_id_bits() - 1, 0)));
@@ -90,6 +83,16 @@ Shadow* SessionImpl::FindShadow(const GuestTable& table) const {
     if (shadow->guest_table() == table && !shadow->retired) return shadow.get();
   }
   return nullptr;
+}
+
+const Shadow* SessionImpl::OnlyShadowOf(DomainId did) const {
+  const Shadow* found = nullptr;
+  for (const auto& shadow : shadows_) {
+    if (shadow->guest_table().domain_id != did) continue;
+    if (found != nullptr) return nullptr;
+    found = shadow.get();
+  }
+  return found;
 }
 
 Shadow* SessionImpl::FindOrMakeShadow(Device& device, const GuestTable& table) {
@@ -289,17 +292,19 @@ void SessionImpl::SyncShadow(Shadow& shadow, IovaRange range, SyncRun& run) {
   run.cost.verified_pages += compared.compared_pages;
 }
 
+// 6.5.2.3: address bits above MGAW are ignored, and so are the low AM page bits.
+IovaRange SessionImpl::RangeOf(const vtd::IotlbInvalidate& d) const {
+  if (d.granularity != Granularity::kPageOrDevice) return ShadowTable::kAll;
+  vtd::IotlbInvalidate masked = d;
+  masked.address = Iova(d.address.value() & BitMask(config_.guest_caps.max_guest_width() - 1, 0));
+  return masked.range();
+}
+
 void SessionImpl::Invalidate(const vtd::IotlbInvalidate& d, SyncRun& run) {
   ++stats_.invalidations[static_cast<size_t>(d.granularity)];
   run.leaf_hint = d.leaf_hint;
   const DomainId did = MaskDomain(d.domain_id);
-  IovaRange range = ShadowTable::kAll;
-  if (d.granularity == Granularity::kPageOrDevice) {
-    // 6.5.2.3: address bits above MGAW are ignored, and so are the low AM page bits.
-    vtd::IotlbInvalidate masked = d;
-    masked.address = Iova(d.address.value() & BitMask(config_.guest_caps.max_guest_width() - 1, 0));
-    range = masked.range();
-  }
+  const IovaRange range = RangeOf(d);
   const auto matches = [&](DomainId other) {
     return d.granularity == Granularity::kGlobal || other == did;
   };
@@ -355,69 +360,6 @@ void SessionImpl::Invalidate(const vtd::DeviceTlbInvalidate& d, SyncRun& run) {
   if (it == devices_.end() || !it->second->has_device_tlb) return;
   it->second->tlb.Drop(d.range());
   ++run.cost.iotlb_invalidations;
-}
-
-void SessionImpl::ApplyOne(const vtd::RawDescriptor& raw, const vtd::Descriptor& d,
-                           SyncCost& cost) {
-  const bool context = std::holds_alternative<vtd::ContextCacheInvalidate>(d);
-  const auto* iotlb = std::get_if<vtd::IotlbInvalidate>(&d);
-  const auto* device_tlb = std::get_if<vtd::DeviceTlbInvalidate>(&d);
-  // Interrupt entries are not modelled here; status words and interrupts are the virtual unit's.
-  if (!context && iotlb == nullptr && device_tlb == nullptr) return;
-  WorkBudget budget(config_.max_work_per_invalidation, config_.yield);
-  SyncRun run{.cost = cost, .budget = budget};
-  if (nested_ != nullptr && device_tlb == nullptr) {
-    // Forwarded; the guest's tables are the hardware's.
-    if (iotlb != nullptr) ++stats_.invalidations[static_cast<size_t>(iotlb->granularity)];
-    ++cost.iotlb_invalidations;
-    nested_->translator().Execute(std::span(&raw, 1), std::span(&d, 1)).IgnoreError();
-    return;
-  }
-  if (context) Invalidate(std::get<vtd::ContextCacheInvalidate>(d), run);
-  if (iotlb != nullptr) Invalidate(*iotlb, run);
-  if (device_tlb != nullptr) Invalidate(*device_tlb, run);
-  if (run.work_refused) ++stats_.work_refused;
-}
-
-SinkCompletion SessionImpl::Apply(std::span<const vtd::RawDescriptor> descriptors,
-                                  std::span<const DeviceTouch> touches, bool settled) {
-  absl::MutexLock lock(&mu_);
-  SinkCompletion done;
-  LookAgain();
-  const uint64_t stale_before = stats_.stale_dma_hits;
-  uint64_t small_steps = 0;  // each too short to be a slice of its own
-  const auto step = [&] {
-    if (++small_steps % kStepsPerSlice == 0 && config_.yield) config_.yield();
-  };
-  for (const DeviceTouch& touch : touches) {
-    step();
-    DmaLocked(touch.source_id, touch.iova, touch.write, {}, /*size_bytes=*/1, /*probe=*/true);
-  }
-  done.stale_dma_hits = stats_.stale_dma_hits - stale_before;
-  const PullCounts pulled_before = pulled_ == nullptr ? PullCounts{} : pulled_->counts();
-  for (const vtd::RawDescriptor& raw : descriptors) {
-    // The guest's unit decoded it, too; nothing it says is trusted. The width of the queue is not
-    // known here: the upper half, where there is one, must be zero in either.
-    const vtd::DecodeResult decoded = vtd::Decode(raw, config_.guest_caps, /*wide_queue=*/true);
-    if (decoded.error != vtd::Iqei::kNone) {
-      done.error = decoded.error;
-      break;
-    }
-    step();
-    ApplyOne(raw, decoded.descriptor, done.cost);
-    ++done.cost.descriptors;
-    ++done.consumed;
-  }
-  ChargePulls(pulled_before, done.cost);
-  if (settled && done.error == vtd::Iqei::kNone && WantsVerify(ShadowTable::kAll)) {
-    if (config_.before_long) config_.before_long();
-    done.cost.shadow_mismatches += VerifyAllLocked(done.cost);
-  }
-  stats_.cost += done.cost;
-  for (const auto& shadow : shadows_) done.refused_pages += shadow->refused().page_count();
-  done.pinned_pages = pins_.pages();
-  done.faults = std::exchange(faults_, {});
-  return done;
 }
 
 }  // namespace viommu

@@ -4,7 +4,10 @@ namespace viommu {
 
 void Shadow::Sync(IovaRange range, SyncRun& run) {
   range.end = std::min(range.end, ShadowTable::kAll.end);
-  if (range.size_bytes() == kPageSize && PageIsUnchanged(range.first, run)) return;
+  if (Spot spot;
+      FindSpot(range, run.leaf_hint, spot) && spot.Unchanged() && run.budget.Spend(spot.entries)) {
+    return spot.Count(run.cost);
+  }
   bool refused = !range.empty() && SyncRange(range, /*stop_at_refusal=*/false, run);
   // What was unmapped is room now.
   if (!refused && !refused_.empty()) FlushInvalidations(run.cost);

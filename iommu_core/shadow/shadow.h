@@ -13,6 +13,7 @@
 #include "iommu_core/base/types.h"
 #include "iommu_core/hw/dma_container.h"
 #include "iommu_core/mem/physical_memory.h"
+#include "iommu_core/shadow/entry_line.h"
 #include "iommu_core/shadow/guest_pte.h"
 #include "iommu_core/shadow/physical_unit.h"
 #include "iommu_core/shadow/range_set.h"
@@ -94,10 +95,30 @@ class Shadow {
   Shadow(const Shadow&) = delete;
   Shadow& operator=(const Shadow&) = delete;
 
+  // Where a page's translation ends in the guest's table and in the copy of it.
+  struct Spot {
+    const uint64_t* entry = nullptr;  // the guest's
+    const uint64_t* last = nullptr;
+    uint32_t tables = 0;   // on the way
+    uint32_t entries = 0;  // that an invalidation has to compare
+
+    bool Unchanged() const { return LoadEntry(entry) == *last; }
+    void Count(SyncCost& cost) const {
+      cost.table_pages_read += tables;
+      cost.ptes_read += entries;
+      cost.bytes_read += sizeof(uint64_t) * entries;
+    }
+  };
+
   // Brings `range` in step with the guest's table, then tries again what was refused elsewhere.
   void Sync(IovaRange range, SyncRun& run);
   // Unmaps everything; the device was blocked or points elsewhere by now.
   void Release(SyncCost& cost);
+
+  // Whether `range` is one page, nothing is noted, and all entries above its last are as seen
+  // last; then Sync(range) is spot.Count() where the last is Unchanged() as well. `spot` is good
+  // until the next Sync. Counts nothing.
+  virtual bool FindSpot(IovaRange, bool /*leaf_hint*/, Spot&) const { return false; }
 
   virtual const DmaAccount& account() const = 0;
   // Bytes of records and copies beside the physical tables.
@@ -131,9 +152,6 @@ class Shadow {
         host_domain_(host_domain),
         batch_invalidations_(batch_invalidations) {}
 
-  // Whether nothing is noted and all that leads to the page is as seen last: then it is counted as
-  // SyncRange would, and there is no more to do. False: nothing was counted.
-  virtual bool PageIsUnchanged(Iova, SyncRun&) const { return false; }
   // One pass over `range`. With `stop_at_refusal` ends at the first map that a limit refuses.
   // Returns whether a map was refused.
   virtual bool SyncRange(IovaRange range, bool stop_at_refusal, SyncRun& run) = 0;

@@ -89,26 +89,27 @@ void SnapshotShadow::Uncharge(Dropped dropped, SyncCost& cost) {
   cost.pages_unpinned += dropped.pages;
 }
 
-bool SnapshotShadow::PageIsUnchanged(Iova iova, SyncRun& run) const {
-  if (root_ == nullptr || !nothing_noted() || iova >= Iova(guest_table_.end)) return false;
-  uint64_t tables = 0;
-  uint64_t entries = 0;
+bool SnapshotShadow::FindSpot(IovaRange range, bool leaf_hint, Spot& spot) const {
+  if (range.size_bytes() != kPageSize || range.first >= Iova(guest_table_.end)) return false;
+  if (root_ == nullptr || !nothing_noted()) return false;
+  uint32_t tables = 0;
+  uint32_t entries = 1;
   int shift = vtd::LevelShift(guest_table_.levels);
-  for (const TableNode* node = root_.get(); node != nullptr; shift -= vtd::kIndexBits) {
-    const size_t slot = (iova.value() >> shift) % vtd::kEntriesPerTable;
+  for (const TableNode* node = root_.get();; shift -= vtd::kIndexBits) {
+    if (node->page == nullptr) return false;
+    const size_t slot = (range.first.value() >> shift) % vtd::kEntriesPerTable;
     const TableNode* const below = node->below == nullptr ? nullptr : (*node->below)[slot].get();
     ++tables;
-    if (below == nullptr || !run.leaf_hint) {
+    if (below == nullptr) {
+      spot = {node->page + slot, &node->last[slot], tables, entries};
+      return true;
+    }
+    if (!leaf_hint) {
       ++entries;
-      if (node->page == nullptr || LoadEntry(node->page + slot) != node->last[slot]) return false;
+      if (LoadEntry(node->page + slot) != node->last[slot]) return false;
     }
     node = below;
   }
-  if (!run.budget.Spend(entries)) return false;
-  run.cost.table_pages_read += tables;
-  run.cost.ptes_read += entries;
-  run.cost.bytes_read += sizeof(uint64_t) * entries;
-  return true;
 }
 
 bool SnapshotShadow::SyncRange(IovaRange range, bool stop_at_refusal, SyncRun& run) {

@@ -69,6 +69,7 @@ class SnapshotShadow final : public Shadow {
   ~SnapshotShadow() override;
 
   const DmaAccount& account() const override { return account_; }
+  bool FindSpot(IovaRange range, bool leaf_hint, Spot& spot) const override;
   uint64_t bookkeeping_bytes() const override { return node_bytes_ + extra_bytes(); }
 
   // dirty-log: `node` has lines to compare.
@@ -125,7 +126,6 @@ class SnapshotShadow final : public Shadow {
   bool SyncRange(IovaRange range, bool stop_at_refusal, SyncRun& run) override;
   void ForgetAll(SyncCost& cost) override;
 
-  bool PageIsUnchanged(Iova iova, SyncRun& run) const override;
   // Null also where the table is copied from another host: what is read below may push it out.
   void PointAt(TableNode& node, PhysAddr guest_table) const {
     node.guest_table = guest_table;
