@@ -94,7 +94,8 @@ std::string BinFolder() {
 }
 
 BenchGuest::BenchGuest(const std::string& hypervisor, const std::string& memory_socket,
-                       const std::string& strategy, uint64_t pages)
+                       const std::string& strategy, uint64_t pages,
+                       std::chrono::microseconds wait_spin)
     : pages_(pages) {
   GuestConfig config;
   config.table_region_bytes = (uint64_t{1} << 20) + pages * 16;
@@ -109,6 +110,7 @@ BenchGuest::BenchGuest(const std::string& hypervisor, const std::string& memory_
   options.haw_bits = config.address_width;
   options.strategy = strategy;
   options.recover = false;
+  options.wait_spin = wait_spin;
   sink_ = std::make_unique<RemoteSink>(
       grpc::CreateCustomChannel(hypervisor, grpc::InsecureChannelCredentials(),
                                 ClientChannelArguments()),
@@ -179,8 +181,9 @@ int ServeTurns(const std::function<void()>& round_trip) {
   return 0;
 }
 
-int RunBenchGuest(const std::string& hypervisor, const std::string& memory_socket) {
-  BenchGuest guest(hypervisor, memory_socket, "snapshot", 256);
+int RunBenchGuest(const std::string& hypervisor, const std::string& memory_socket,
+                  std::chrono::microseconds wait_spin) {
+  BenchGuest guest(hypervisor, memory_socket, "snapshot", 256, wait_spin);
   return ServeTurns([&] { guest.Invalidate(1, 1, 1); });
 }
 

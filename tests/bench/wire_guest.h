@@ -5,6 +5,7 @@
 
 #include <sys/types.h>
 
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -14,6 +15,7 @@
 #include "guest_svc/guest_memory.h"
 #include "guest_svc/guest_metrics.h"
 #include "guest_svc/remote_sink.h"
+#include "guest_svc/spin_wait.h"
 #include "iommu_core/base/clock.h"
 #include "iommu_core/dma/guest_machine.h"
 
@@ -51,7 +53,8 @@ std::string BinFolder();
 class BenchGuest {
  public:
   BenchGuest(const std::string& hypervisor, const std::string& memory_socket,
-             const std::string& strategy, uint64_t pages);
+             const std::string& strategy, uint64_t pages,
+             std::chrono::microseconds wait_spin = kDefaultWaitSpin);
 
   // Maps one page; returns its address.
   Iova MapOne();
@@ -75,7 +78,8 @@ class BenchGuest {
 
 // Child: a guest that for each line "MS" on standard input sends page invalidations, one at a time,
 // for that long, and prints how many completed. Ends with its input.
-int RunBenchGuest(const std::string& hypervisor, const std::string& memory_socket);
+int RunBenchGuest(const std::string& hypervisor, const std::string& memory_socket,
+                  std::chrono::microseconds wait_spin);
 
 }  // namespace viommu
 
