@@ -35,7 +35,7 @@ int RunHealth(const Args& args) {
   if (address.empty())
     return Fail(kProgram, absl::InvalidArgumentError(
                               "--address is needed: what the service printed as READY grpc="));
-  const auto channel = Connect(address, tls);
+  const auto channel = Connect(address, tls, kDeadline);
   if (!channel.ok()) return Fail(kProgram, channel.status());
   grpc::ClientContext context;
   context.set_deadline(std::chrono::system_clock::now() + kDeadline);

@@ -29,7 +29,7 @@ constexpr char kExamples[] =
     "  viommu top --hypervisor=unix:/tmp/viommu-hypervisor.sock\n"
     "  viommu top --hypervisor=127.0.0.1:7001 --guest=127.0.0.1:7002,127.0.0.1:7003\n"
     "  viommu top --hypervisor=127.0.0.1:7001 --once --interval=1s --json=-\n";
-constexpr auto kDeadline = std::chrono::seconds(5);
+constexpr auto kDeadline = std::chrono::seconds(10);
 constexpr auto kNap = std::chrono::milliseconds(50);
 using Clock = std::chrono::steady_clock;
 

@@ -10,6 +10,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
 #include "guest_svc/client/embedded_presets.h"
 #include "svc_common/address.h"
 #include "svc_common/conversions.h"
@@ -19,7 +20,6 @@
 namespace viommu::client {
 namespace {
 
-constexpr auto kConnectTimeout = std::chrono::seconds(5);
 constexpr size_t kChunkOps = 4096;
 
 uint32_t Flags(const LoadOp& op) {
@@ -30,23 +30,32 @@ uint32_t Flags(const LoadOp& op) {
 }  // namespace
 
 absl::StatusOr<std::shared_ptr<grpc::Channel>> Connect(const std::string& address,
-                                                       const TlsFlags& tls) {
+                                                       const TlsFlags& tls,
+                                                       std::chrono::milliseconds timeout) {
   const absl::StatusOr<Address> target = ParseAddress(address);
   if (!target.ok()) return target.status();
   const auto credentials = MakeChannelCredentials(*target, tls);
   if (!credentials.ok()) return credentials.status();
-  auto channel =
-      grpc::CreateCustomChannel(target->ToString(), *credentials, ClientChannelArguments());
-  const auto deadline = std::chrono::system_clock::now() + kConnectTimeout;
+  grpc::ChannelArguments arguments = ClientChannelArguments();
+  // For gRPC also the time of one attempt, the end of which would look like a refusal.
+  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 2 * static_cast<int>(timeout.count()));
+  auto channel = grpc::CreateCustomChannel(target->ToString(), *credentials, arguments);
+  const auto deadline = std::chrono::system_clock::now() + timeout;
   for (;;) {
     const grpc_connectivity_state state = channel->GetState(true);
     if (state == GRPC_CHANNEL_READY) break;
     // A refusal is an answer; only silence is waited for.
-    if (state == GRPC_CHANNEL_TRANSIENT_FAILURE || state == GRPC_CHANNEL_SHUTDOWN ||
-        !channel->WaitForStateChange(state, deadline)) {
+    if (state == GRPC_CHANNEL_TRANSIENT_FAILURE || state == GRPC_CHANNEL_SHUTDOWN) {
+      return absl::UnavailableError(absl::StrCat(
+          "nobody listens on ", target->ToString(), tls.given() ? " with TLS" : "",
+          "; is the service up, and is this the address after READY grpc=?",
+          tls.given() ? " Do both sides' certificates come from the same authority?" : ""));
+    }
+    if (!channel->WaitForStateChange(state, deadline)) {
       return absl::UnavailableError(
-          absl::StrCat("nobody listens on ", target->ToString(),
-                       "; is the service up, and is this the address after READY grpc=?"));
+          absl::StrCat(target->ToString(), " took no connection within ",
+                       absl::FormatDuration(absl::FromChrono(timeout)),
+                       "; is the service stopped, or the machine overloaded?"));
     }
   }
   return channel;

@@ -2,6 +2,7 @@
 #ifndef VIOMMU_GUEST_SVC_CLIENT_WORKLOAD_CLIENT_H_
 #define VIOMMU_GUEST_SVC_CLIENT_WORKLOAD_CLIENT_H_
 
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -15,10 +16,13 @@
 
 namespace viommu::client {
 
+inline constexpr std::chrono::milliseconds kConnectTimeout{10'000};
+
 // InvalidArgument: no address, or certificates that cannot be used. Unavailable: nobody listens
-// there, or no answer within five seconds.
-absl::StatusOr<std::shared_ptr<grpc::Channel>> Connect(const std::string& address,
-                                                       const TlsFlags& tls);
+// there, or whoever does took no connection within `timeout`.
+absl::StatusOr<std::shared_ptr<grpc::Channel>> Connect(
+    const std::string& address, const TlsFlags& tls,
+    std::chrono::milliseconds timeout = kConnectTimeout);
 
 struct WorkloadCallbacks {
   std::function<void(uint64_t done, uint64_t total)> progress;       // may be empty

@@ -1,3 +1,8 @@
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <chrono>
 #include <cmath>
 #include <fstream>
 #include <set>
@@ -188,6 +193,22 @@ TEST(Connect, SaysThatNobodyListens) {
   EXPECT_EQ(channel.status().code(), absl::StatusCode::kUnavailable);
   EXPECT_THAT(std::string(channel.status().message()), HasSubstr("nobody listens on"));
   EXPECT_EQ(Connect("nonsense", {}).status().code(), absl::StatusCode::kInvalidArgument);
+}
+
+TEST(Connect, TellsSilenceFromARefusal) {
+  const std::string path = ::testing::TempDir() + "/viommu-silent.sock";
+  unlink(path.c_str());
+  const int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  sockaddr_un sun{};
+  sun.sun_family = AF_UNIX;
+  path.copy(sun.sun_path, sizeof(sun.sun_path) - 1);
+  ASSERT_EQ(bind(fd, reinterpret_cast<sockaddr*>(&sun), sizeof(sun)), 0);
+  ASSERT_EQ(listen(fd, 8), 0);
+  const auto channel = Connect("unix:" + path, {}, std::chrono::milliseconds(300));
+  EXPECT_EQ(channel.status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(std::string(channel.status().message()), HasSubstr("no connection within 300ms"));
+  close(fd);
+  unlink(path.c_str());
 }
 
 }  // namespace
