@@ -16,6 +16,7 @@
 #include <string>
 #include <vector>
 
+#include "guest_svc/spin_wait.h"
 #include "svc_common/service_host.h"
 #include "tests/bench/wire_floor.h"
 #include "tests/bench/wire_guest.h"
@@ -173,12 +174,13 @@ class Crowd {
 
 // Page-selective syncs of all guests together, each guest a process of its own with one
 // outstanding, against two such guests on the same hypervisor; and the same with bare streams.
-// `wait_spin_us`: the guests' --wait_spin_us. Two that poll use CPUs that 64 do not leave idle.
-void BM_ManyGuests(benchmark::State& state, const char* wait_spin_us) {
+// `wait_spin`: the guests' --wait_spin_us. Two that poll use CPUs that 64 do not leave idle.
+void BM_ManyGuests(benchmark::State& state, std::chrono::microseconds wait_spin) {
   const auto guests = static_cast<size_t>(state.range(0));
   const Servers servers({"--verify=off", "--max_sessions=" + std::to_string(guests + 2)});
   const std::vector<std::string> args = {SelfPath(), "--guest=" + servers.hypervisor_address(),
-                                         servers.memory_socket(), wait_spin_us};
+                                         servers.memory_socket(),
+                                         std::to_string(wait_spin.count())};
   const std::vector<std::string> floor_args = {SelfPath(),
                                                "--floor_guest=" + servers.floor_address()};
   Crowd two(2, args);
@@ -215,13 +217,13 @@ void BM_ManyGuests(benchmark::State& state, const char* wait_spin_us) {
   state.counters["hypervisor_threads"] =
       static_cast<double>(servers.hypervisor().Status("Threads"));
 }
-BENCHMARK_CAPTURE(BM_ManyGuests, poll, "100")
+BENCHMARK_CAPTURE(BM_ManyGuests, poll, kDefaultWaitSpin)
     ->Arg(64)
     ->Arg(256)
     ->Iterations(5)
     ->UseManualTime()
     ->Unit(benchmark::kMillisecond);
-BENCHMARK_CAPTURE(BM_ManyGuests, sleep, "0")
+BENCHMARK_CAPTURE(BM_ManyGuests, sleep, std::chrono::microseconds(0))
     ->Arg(64)
     ->Iterations(5)
     ->UseManualTime()

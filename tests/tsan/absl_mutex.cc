@@ -2,16 +2,14 @@
 // instrumentation and waits on futexes by itself, so the sanitizer would see every access under
 // such a lock as a race. These definitions take the place of the library's (for gRPC's calls as
 // well, by the dynamic linker's order), call it, and name the order that it establishes.
-#include <dlfcn.h>
 #include <sanitizer/tsan_interface.h>
 
-#include <cstdio>
-#include <cstdlib>
 #include <utility>
 
 #include "absl/synchronization/mutex.h"
 #include "absl/synchronization/notification.h"
 #include "absl/time/time.h"
+#include "tests/tsan/next_definition.h"
 
 extern "C" {
 // Conditions are evaluated inside the library by whichever thread unlocks: not a race, and past the
@@ -26,16 +24,6 @@ namespace {
 #define VIOMMU_ABSL_NAME(rest) "_ZN4absl7debian3" rest
 #define VIOMMU_ABSL_CONST_NAME(rest) "_ZNK4absl7debian3" rest
 
-template <typename Fn>
-Fn* Next(const char* name) {
-  void* found = dlsym(RTLD_NEXT, name);
-  if (found == nullptr) {
-    std::fprintf(stderr, "tsan: Abseil has no %s\n", name);
-    std::abort();
-  }
-  return reinterpret_cast<Fn*>(found);
-}
-
 template <typename Fn, typename... Args>
 auto Call(Fn* real, Args&&... args) {
   struct Ignore {
@@ -49,7 +37,7 @@ auto Call(Fn* real, Args&&... args) {
 
 #define VIOMMU_REAL(type, name) \
   using Fn = type;              \
-  static Fn* const real = Next<Fn>(name)
+  static Fn* const real = viommu::NextDefinition<Fn>(name)
 
 namespace absl {
 ABSL_NAMESPACE_BEGIN

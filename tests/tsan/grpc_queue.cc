@@ -2,24 +2,12 @@
 // what a thread wrote into an operation before it handed it over is seen by the thread that takes
 // the operation's tag from the queue is ordered inside the library. These definitions take the
 // place of the library's (by the dynamic linker's order), call it, and name that order.
-#include <dlfcn.h>
 #include <grpc/grpc.h>
 #include <sanitizer/tsan_interface.h>
 
-#include <cstdio>
-#include <cstdlib>
+#include "tests/tsan/next_definition.h"
 
 namespace {
-
-template <typename Fn>
-Fn* Next(Fn* /*declared*/, const char* name) {
-  void* found = dlsym(RTLD_NEXT, name);
-  if (found == nullptr) {
-    std::fprintf(stderr, "tsan: gRPC has no %s\n", name);
-    std::abort();
-  }
-  return reinterpret_cast<Fn*>(found);
-}
 
 grpc_event Taken(grpc_event event) {
   if (event.type == GRPC_OP_COMPLETE) __tsan_acquire(event.tag);
@@ -28,7 +16,7 @@ grpc_event Taken(grpc_event event) {
 
 }  // namespace
 
-#define VIOMMU_REAL(name) static auto* const real = Next(name, #name)
+#define VIOMMU_REAL(name) static auto* const real = viommu::NextDefinition<decltype(name)>(#name)
 
 extern "C" {
 

@@ -19,6 +19,7 @@
 #include "guest_svc/client/workload_client.h"
 #include "iommu_core/dma/guest_config.h"
 #include "svc_common/conversions.h"
+#include "tests/fakes/temp_folder.h"
 
 namespace viommu::client {
 namespace {
@@ -196,8 +197,8 @@ TEST(Connect, SaysThatNobodyListens) {
 }
 
 TEST(Connect, TellsSilenceFromARefusal) {
-  const std::string path = ::testing::TempDir() + "/viommu-silent.sock";
-  unlink(path.c_str());
+  const TempFolder folder;
+  const std::string path = folder.File("silent.sock");
   const int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
   sockaddr_un sun{};
   sun.sun_family = AF_UNIX;
@@ -208,7 +209,6 @@ TEST(Connect, TellsSilenceFromARefusal) {
   EXPECT_EQ(channel.status().code(), absl::StatusCode::kUnavailable);
   EXPECT_THAT(std::string(channel.status().message()), HasSubstr("no connection within 300ms"));
   close(fd);
-  unlink(path.c_str());
 }
 
 }  // namespace
