@@ -93,7 +93,7 @@ absl::Status MachineHost::BringUp() {
     sink.hypervisor = options_.hypervisor;
     sink.caps = GuestCapabilities(config, i);
     sink.haw_bits = config.address_width;
-    sink.dirty_log_base = DirtyLogBase(config).value();
+    sink.dirty_log_base = DirtyLogBase(config, i).value();
     sink.strategy = options_.hypervisor_strategy;
     sink.wait_spin = std::chrono::microseconds(options_.wait_spin_us);
     sinks.push_back(std::make_unique<RemoteSink>(channel_, **memory, metrics_, sink));

@@ -207,7 +207,7 @@ absl::Status WorkloadService::RunSpec(grpc::ServerContext& context, Stream& stre
   sink_options.hypervisor = options_.hypervisor;
   sink_options.caps = GuestCapabilities(*config, 0);
   sink_options.haw_bits = config->address_width;
-  sink_options.dirty_log_base = DirtyLogBase(*config).value();
+  sink_options.dirty_log_base = DirtyLogBase(*config, 0).value();
   sink_options.strategy = spec.strategy().empty() ? options_.hypervisor_strategy : spec.strategy();
   sink_options.verify = spec.verify();
   sink_options.recover = false;

@@ -70,8 +70,10 @@ uint64_t TableRegionBytes(const GuestConfig& config) {
   return AlignUp(std::max(kMinTableRegion, config.ram_bytes / 16), kPageSize);
 }
 
-PhysAddr DirtyLogBase(const GuestConfig& config) {
-  return PhysAddr(config.ram_bytes - TableRegionBytes(config) - DirtyLogBytes(config.ram_bytes));
+PhysAddr DirtyLogBase(const GuestConfig& config, size_t iommu) {
+  const uint64_t to_top = config.iommu_caching_mode.size() - iommu;
+  return PhysAddr(config.ram_bytes - TableRegionBytes(config) -
+                  to_top * DirtyLogBytes(config.ram_bytes));
 }
 
 vtd::Capabilities GuestCapabilities(const GuestConfig& config, size_t iommu) {

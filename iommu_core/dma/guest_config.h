@@ -68,10 +68,11 @@ inline constexpr uint64_t kMinRamBytes = uint64_t{4} << 20;
 // InvalidArgument names what is out of range.
 absl::Status CheckConfig(const GuestConfig& config);
 
-// Memory from the top down: tables, rings and status words; the log of table writes that a
-// `dirty-log` hypervisor goes by (mem/dirty_log.h); buffers.
+// Memory from the top down: tables, rings and status words; for each vIOMMU the log of table writes
+// that its `dirty-log` hypervisor session goes by (mem/dirty_log.h), the last one's on top;
+// buffers.
 uint64_t TableRegionBytes(const GuestConfig& config);
-PhysAddr DirtyLogBase(const GuestConfig& config);
+PhysAddr DirtyLogBase(const GuestConfig& config, size_t iommu);
 
 // What the unit at index `iommu` presents.
 vtd::Capabilities GuestCapabilities(const GuestConfig& config, size_t iommu);

@@ -27,8 +27,8 @@ absl::StatusOr<std::unique_ptr<GuestMachine>> GuestMachine::Create(
   if (sinks.size() != config.iommu_caching_mode.size()) {
     return errors::Invalid("one sink for each vIOMMU");
   }
-  if (TableRegionBytes(config) + DirtyLogBytes(config.ram_bytes) + kBuffersFirst >=
-      config.ram_bytes) {
+  const uint64_t log_bytes = sinks.size() * DirtyLogBytes(config.ram_bytes);
+  if (TableRegionBytes(config) + log_bytes + kBuffersFirst >= config.ram_bytes) {
     return errors::Invalid("ram_bytes leaves no room beside the table region");
   }
   auto machine = std::make_unique<GuestMachineImpl>(config, ram, clock);
@@ -42,17 +42,18 @@ GuestMachineImpl::GuestMachineImpl(const GuestConfig& config, PhysicalMemory& ra
       ram_(ram),
       clock_(clock),
       buffers_first_(GuestPhys(kBuffersFirst)),
-      buffers_end_(ToGuestPhys(DirtyLogBase(config))),
+      buffers_end_(ToGuestPhys(DirtyLogBase(config, 0))),
       frames_(ram, PhysAddr(config.ram_bytes - TableRegionBytes(config)),
               PhysAddr(config.ram_bytes)),
       policy_(DecidePolicy(config.policy, config.force_lazy, config.iommu_caching_mode)),
       vcpu_busy_until_ns_(config.vcpus, 0) {
   free_buffers_[kBuffersFirst] = buffers_end_ - buffers_first_;
-  auto log = DirtyLogView::Create(ram, DirtyLogBase(config), config.ram_bytes);
-  if (log.ok()) {
-    dirty_log_.emplace(*log);
-    marks_.assign(config.vcpus, DirtyMarks(*dirty_log_));
+  for (size_t i = 0; i < config.iommu_caching_mode.size(); ++i) {
+    auto log = DirtyLogView::Create(ram, DirtyLogBase(config, i), config.ram_bytes);
+    if (!log.ok()) return;  // this memory is not shared: nobody could read a log
+    dirty_logs_.emplace_back(*log);
   }
+  marks_.assign(config.vcpus, DirtyMarks(dirty_logs_));
 }
 
 absl::Status GuestMachineImpl::BringUp(const std::vector<InvalidationSink*>& sinks) {
@@ -85,8 +86,10 @@ absl::StatusOr<uint32_t> GuestMachineImpl::CreateDomain(int dma_mask_bits) {
                                         units_.front().driver->caps());
   if (!table.ok()) return table.status();
   domain->table = *std::move(table);
-  if (dirty_log_) {
-    domain->table->set_write_hook([this](PhysAddr slot) { dirty_log_->Mark(slot); });
+  if (!dirty_logs_.empty()) {
+    domain->table->set_write_hook([this](PhysAddr slot) {
+      for (const DirtyLogWriter& log : dirty_logs_) log.Mark(slot);
+    });
   }
   domain->iovas =
       std::make_unique<IovaAllocator>(IovaAllocatorOptions{.cpus = config_.vcpus,

@@ -160,10 +160,10 @@ class GuestMachineImpl final : public GuestMachine {
   PhysicalMemory& ram_;
   const Clock& clock_;
   const GuestPhys buffers_first_;
-  const GuestPhys buffers_end_;  // log and tables follow
+  const GuestPhys buffers_end_;  // logs and tables follow
   // Marked whatever the hypervisor's strategy, which a guest does not know; none where memory is
   // not in place.
-  std::optional<DirtyLogWriter> dirty_log_;
+  std::vector<DirtyLogWriter> dirty_logs_;  // of each vIOMMU; none: memory is not shared
 
   mutable absl::Mutex mu_;
   std::vector<DirtyMarks> marks_ ABSL_GUARDED_BY(mu_);  // by vCPU; none without a log

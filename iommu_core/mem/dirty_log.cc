@@ -70,7 +70,6 @@ DirtyLogView::DirtyLogView(uint8_t* base, uint64_t ram_bytes)
       line_bytes_(page_bytes_ + AlignUp(pages_, kLine)) {}
 
 void DirtyMarks::PublishAll() {
-  const DirtyLogView& view = log_->view_;
   const auto is_set = [](const uint8_t* byte) {
     return __atomic_load_n(byte, __ATOMIC_ACQUIRE) != 0;
   };
@@ -78,17 +77,21 @@ void DirtyMarks::PublishAll() {
   // as well. Above a byte that is stored here nothing is looked at: the store may not be visible
   // yet to a scan that clears what is above.
   Fence();
-  for (const uint64_t line : std::span(lines_).first(std::exchange(count_, 0))) {
-    const uint64_t page = line / kDirtyLogLinesPerPage;
-    if (page >= view.pages_) continue;
-    uint8_t* const of_line = view.line_bytes_ + line;
-    uint8_t* const of_page = view.page_bytes_ + page;
-    uint8_t* const of_group = view.group_bytes_ + page / kDirtyLogGroupPages;
-    const bool line_set = is_set(of_line);
-    if (!line_set) DirtyLogWriter::Set(of_line);
-    const bool page_set = line_set && is_set(of_page);
-    if (!page_set) DirtyLogWriter::Set(of_page);
-    if (!page_set || !is_set(of_group)) DirtyLogWriter::Set(of_group);
+  const auto lines = std::span(lines_).first(std::exchange(count_, 0));
+  for (const DirtyLogWriter& log : logs_) {
+    const DirtyLogView& view = log.view_;
+    for (const uint64_t line : lines) {
+      const uint64_t page = line / kDirtyLogLinesPerPage;
+      if (page >= view.pages_) continue;
+      uint8_t* const of_line = view.line_bytes_ + line;
+      uint8_t* const of_page = view.page_bytes_ + page;
+      uint8_t* const of_group = view.group_bytes_ + page / kDirtyLogGroupPages;
+      const bool line_set = is_set(of_line);
+      if (!line_set) DirtyLogWriter::Set(of_line);
+      const bool page_set = line_set && is_set(of_page);
+      if (!page_set) DirtyLogWriter::Set(of_page);
+      if (!page_set || !is_set(of_group)) DirtyLogWriter::Set(of_group);
+    }
   }
 }
 

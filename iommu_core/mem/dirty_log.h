@@ -5,6 +5,7 @@
 // Layout, from a page-aligned base, for a guest of `ram_bytes`:
 //   one byte for each group of 512 pages, one byte for each page, one byte for each 64-byte line of
 //   each page. Not zero: something there was written since the byte was cleared.
+// A scan takes the marks it reads, so each scanner has a log of its own.
 // Protocol: the writer stores the entry, then the line's byte, the page's, the group's. The scanner
 // clears the bytes it saw, then fences, then reads the level below, and at last the entries. So a
 // write is either seen with its entry or still marked. Each part starts on its own cache line. What
@@ -16,6 +17,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "absl/functional/function_ref.h"
@@ -59,7 +61,7 @@ class DirtyLogWriter {
   explicit DirtyLogWriter(DirtyLogView view) : view_(view) {}
 
   // The 8-byte entry at `slot` was stored. Call it after the store.
-  void Mark(PhysAddr slot) {
+  void Mark(PhysAddr slot) const {
     const uint64_t page = slot.value() >> kPageShift;
     if (page >= view_.pages_) return;
     Set(view_.line_bytes_ + slot.value() / kDirtyLogLineBytes);
@@ -74,14 +76,14 @@ class DirtyLogWriter {
   DirtyLogView view_;
 };
 
-// The marks that one thread owes the log. vCPUs that write the same tables share the log's cache
+// The marks that one thread owes the logs. vCPUs that write the same tables share the log's cache
 // lines: a store for each entry makes them wait for each other, while one look before an
 // invalidation finds most bytes set already and only reads them. A look needs the entries' stores
 // to be visible first, hence one fence for all of them. One thread at a time.
 class alignas(64) DirtyMarks {
  public:
-  // `log` outlives the marks.
-  explicit DirtyMarks(DirtyLogWriter& log) : log_(&log) {}
+  // `logs` outlive the marks.
+  explicit DirtyMarks(std::span<const DirtyLogWriter> logs) : logs_(logs) {}
 
   // The 8-byte entry at `slot` was stored.
   void Add(PhysAddr slot) {
@@ -99,7 +101,7 @@ class alignas(64) DirtyMarks {
  private:
   void PublishAll();
 
-  DirtyLogWriter* log_;
+  std::span<const DirtyLogWriter> logs_;
   size_t count_ = 0;
   std::array<uint64_t, 64> lines_;
 };

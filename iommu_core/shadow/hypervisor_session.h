@@ -48,8 +48,8 @@ struct SessionConfig {
   uint64_t max_shadow_table_pages = uint64_t{1} << 20;
   uint64_t max_work_per_invalidation = uint64_t{1} << 26;  // guest entries read
   uint64_t max_faults_retained = 1024;                     // further ones are counted as dropped
-  // Strategy dirty-log: guest-physical base of the guest's log (mem/dirty_log.h). 0: the guest
-  // keeps none, and the strategy works as snapshot does.
+  // Strategy dirty-log: guest-physical base of the log that the guest keeps for this session alone
+  // (mem/dirty_log.h). 0: it keeps none, and the strategy works as snapshot does.
   uint64_t dirty_log_base = 0;
   // Called between bounded slices of a long walk so that other sessions get their turn.
   std::function<void()> yield;

@@ -101,11 +101,11 @@ void DropSharedGuest(const benchmark::State&) { shared_guest.reset(); }
 
 // What GuestMachine does for a burst of single pages, but for its own bookkeeping; a lane for each
 // thread. The log's cache lines are those of every vCPU that writes the same tables.
-void PairsInLanes(benchmark::State& state, DirtyLogWriter* log) {
+void PairsInLanes(benchmark::State& state, const DirtyLogWriter* log) {
   Guest& guest = *shared_guest;
   const auto vcpu = static_cast<uint32_t>(state.thread_index());
   std::optional<DirtyMarks> marks;
-  if (log != nullptr) marks.emplace(*log);
+  if (log != nullptr) marks.emplace(std::span(log, 1));
   PageLane lane(guest.iovas, vcpu, *guest.table, marks ? &*marks : nullptr);
   // A burst's marks stand before its descriptors are submitted.
   const auto submit = [&] {

@@ -36,7 +36,7 @@ inline absl::StatusOr<RunResult> RunInProcess(LoadSource& source, GuestConfig co
   session.strategy = strategy;
   session.verify = Verify::kOff;
   session.dma_entry_limit = uint64_t{1} << 24;
-  session.dirty_log_base = DirtyLogBase(config).value();
+  session.dirty_log_base = DirtyLogBase(config, 0).value();
   auto hypervisor = HypervisorSession::Create(session, **ram);
   if (!hypervisor.ok()) return hypervisor.status();
   InProcessSink sink(**hypervisor);

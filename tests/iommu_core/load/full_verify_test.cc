@@ -38,7 +38,7 @@ RunResult RunOne(LoadSource& source, Policy policy, Strategy strategy, MapSync m
   session.guest_ram_bytes = config.ram_bytes;
   session.strategy = strategy;
   session.verify = Verify::kFull;
-  session.dirty_log_base = DirtyLogBase(config).value();
+  session.dirty_log_base = DirtyLogBase(config, 0).value();
   auto hypervisor = HypervisorSession::Create(session, **ram);
   EXPECT_TRUE(hypervisor.ok()) << hypervisor.status();
   InProcessSink sink(**hypervisor);

@@ -34,7 +34,7 @@ TEST_P(MergedMapsPropertyTest, NoAccessBeforeItsInvalidation) {
   session.guest_ram_bytes = config.ram_bytes;
   session.strategy = strategy;
   session.verify = Verify::kFull;
-  session.dirty_log_base = DirtyLogBase(config).value();
+  session.dirty_log_base = DirtyLogBase(config, 0).value();
   auto hypervisor = *HypervisorSession::Create(session, *ram);
   InProcessSink sink(*hypervisor);
   VirtualClock clock;

@@ -81,7 +81,7 @@ TEST_F(DirtyLog, MustLieInsideMemoryInPlace) {
 }
 
 TEST_F(DirtyLog, MarksKeptBackStandOnceTheyArePublished) {
-  DirtyMarks marks(writer_);
+  DirtyMarks marks({&writer_, 1});
   marks.Add(PhysAddr(0x5008));
   marks.Add(PhysAddr(0x5010));
   marks.Add(PhysAddr(0x6040));
@@ -116,7 +116,7 @@ TEST_F(DirtyLog, ScanAfterPublishingSeesEveryEntry) {
     std::atomic<uint64_t> published = 0;  // rounds whose invalidation was submitted
     std::atomic<uint64_t> scanned = 0;
     std::thread vcpu([&] {
-      DirtyMarks marks(writer_);
+      DirtyMarks marks({&writer_, 1});
       for (uint64_t round = 1; round <= kRounds; ++round) {
         memory_->Write64(slot(round), round);
         marks.Add(slot(round));

@@ -67,7 +67,7 @@ TEST_F(LeafCursorTest, OwesTheLogAMarkForEachStore) {
   ASSERT_TRUE(view.ok()) << view.status();
   DirtyLogWriter writer(*view);
   DirtyLogScanner scanner(*view);
-  DirtyMarks marks(writer);
+  DirtyMarks marks({&writer, 1});
   LeafCursor cursor(*table_, &marks);
   ASSERT_TRUE(table_->Map(Iova(0x1000), PhysAddr(0x5000), 0x1000, kReadWrite).ok());
   const PhysAddr leaf = *table_->LeafTableOf(Iova(0x1000));
