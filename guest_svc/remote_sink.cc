@@ -142,7 +142,10 @@ absl::Status RemoteSink::OpenStream(Time deadline) {
 void RemoteSink::SendPending(size_t first) {
   for (size_t i = first; i < pending_.size(); ++i) {
     // The guest may have gone on since: its tables need not match after this batch any more.
-    if (pending_[i].request.has_batch()) pending_[i].request.mutable_batch()->set_settled(false);
+    if (pending_[i].request.has_batch()) {
+      pending_[i].request.mutable_batch()->set_settled(false);
+      pending_[i].request.mutable_batch()->set_quiet(false);
+    }
     stream_->Send(pending_[i].request);
   }
 }
@@ -331,12 +334,13 @@ absl::Status RemoteSink::CheckRoom() const {
 }
 
 absl::StatusOr<uint64_t> RemoteSink::Post(std::span<const vtd::RawDescriptor> descriptors,
-                                          std::span<const DeviceTouch> touches, bool settled) {
+                                          std::span<const DeviceTouch> touches, TableClaim claim) {
   const Turn turn(*this);
   if (absl::Status status = CheckRoom(); !status.ok()) return status;
   v1::InvalidateRequest request;
   v1::InvalidationBatch* batch = request.mutable_batch();
-  batch->set_settled(settled);
+  batch->set_quiet(claim != TableClaim::kNone);
+  batch->set_settled(claim == TableClaim::kSettled);
   batch->mutable_descriptor_words()->Reserve(static_cast<int>(2 * descriptors.size()));
   for (const vtd::RawDescriptor& d : descriptors) {
     batch->add_descriptor_words(d.qw0);

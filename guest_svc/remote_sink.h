@@ -56,7 +56,7 @@ class RemoteSink final : public InvalidationSink {
   absl::Status Close() ABSL_LOCKS_EXCLUDED(mu_);
 
   absl::StatusOr<uint64_t> Post(std::span<const vtd::RawDescriptor> descriptors,
-                                std::span<const DeviceTouch> touches, bool settled) override;
+                                std::span<const DeviceTouch> touches, TableClaim claim) override;
   absl::StatusOr<SinkCompletion> Await(uint64_t ticket, absl::Duration timeout) override;
   absl::Status UpdateRegisters(const UnitRegisters& registers) override;
   absl::Status UpdateDevice(SourceId sid, bool present, bool has_device_tlb) override;

@@ -25,6 +25,11 @@ absl::Status Fenced() {
   return WithReason(absl::AbortedError("a stream with a higher epoch took the session"), "FENCED");
 }
 
+TableClaim ClaimOf(const v1::InvalidationBatch& batch) {
+  if (batch.settled()) return TableClaim::kSettled;
+  return batch.quiet() ? TableClaim::kQuiet : TableClaim::kNone;
+}
+
 // One synchronisation: its wall time, and the session's meter while it goes on.
 class SyncTimer {
  public:
@@ -280,7 +285,7 @@ SyncCost GuestSession::HandleBatch(const v1::InvalidationBatch& batch, v1::Compl
     SyncTimer timer(counters_.sync_wall[static_cast<int>(SyncTrigger::kBatch)]
                                        [static_cast<int>(info_.strategy)],
                     work_);
-    done = core->Apply(descriptors_, touches_, batch.settled());
+    done = core->Apply(descriptors_, touches_, ClaimOf(batch));
     pull_status_ = PullStatus();
   }
   *completion.mutable_cost() = ToProto(done.cost);

@@ -51,7 +51,7 @@ class SessionBackend final : public UnitBackend {
 
   absl::StatusOr<Outcome> Execute(std::span<const vtd::RawDescriptor> raw,
                                   std::span<const vtd::Descriptor>) override {
-    const SinkCompletion done = session_.Apply(raw, {}, /*settled=*/false);
+    const SinkCompletion done = session_.Apply(raw, {}, TableClaim::kQuiet);
     return Outcome{done.consumed, done.error};
   }
   absl::Status RegistersChanged(const UnitRegisters& registers) override {

@@ -188,10 +188,10 @@ absl::StatusOr<DomainId> GuestMachineImpl::AttachDevice(uint32_t id, SourceId si
     context.granularity = vtd::Granularity::kPageOrDevice;
     context.source_id = sid;
     const vtd::RawDescriptor d = vtd::Encode(context);
-    status = Submit(iommu, {&d, 1}, false).status();
+    status = Submit(iommu, {&d, 1}, TableClaim::kQuiet).status();
     if (status.ok()) {
       const vtd::RawDescriptor flush = vtd::Encode(DomainInvalidation(did, driver.caps()));
-      auto done = Submit(iommu, {&flush, 1}, SettledAfter(&domain));
+      auto done = Submit(iommu, {&flush, 1}, ClaimAfter(&domain));
       status = done.status();
       if (done.ok()) {
         LearnDomainFlushCost(domain, done->cost);
@@ -235,7 +235,8 @@ absl::Status GuestMachineImpl::DetachLocked(SourceId sid) {
     steps.push_back(DeviceTlbDescriptor(sid, {Iova(0), Iova(~uint64_t{0})}));
   }
   for (size_t i = 0; i < steps.size(); ++i) {
-    auto done = Submit(device.iommu, {&steps[i], 1}, i == 0 ? false : SettledAfter(&domain));
+    auto done =
+        Submit(device.iommu, {&steps[i], 1}, i == 0 ? TableClaim::kQuiet : ClaimAfter(&domain));
     if (!done.ok()) return done.status();
   }
   if (absl::Status status = driver.RemoveDevice(sid); !status.ok()) return status;

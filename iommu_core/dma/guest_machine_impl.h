@@ -94,15 +94,15 @@ class GuestMachineImpl final : public GuestMachine {
   // One doorbell on one unit: counts it, prices it, and moves the modelled time of this operation.
   absl::StatusOr<SinkCompletion> Submit(uint32_t unit,
                                         std::span<const vtd::RawDescriptor> descriptors,
-                                        bool settled) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+                                        TableClaim claim) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status InvalidateRange(DmaDomain& domain, IovaRange range, bool leaf_hint, bool map)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // `flushed`: what of the queue this is for.
   absl::Status InvalidateDomain(DmaDomain& domain, FlushChooser::Work flushed = {})
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // The device-TLBs of the domain's devices behind one unit, a submission each.
-  absl::Status InvalidateDeviceTlbs(DmaDomain& domain, uint32_t unit, IovaRange range, bool settled)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  absl::Status InvalidateDeviceTlbs(DmaDomain& domain, uint32_t unit, IovaRange range,
+                                    TableClaim claim) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // What `adaptive` goes by when it prices the next domain flush: that of a device's attach.
   void LearnDomainFlushCost(DmaDomain& domain, const SyncCost& cost) const;
   absl::Status InvalidateGlobally() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -114,8 +114,9 @@ class GuestMachineImpl final : public GuestMachine {
   vtd::RawDescriptor RangeDescriptor(const IommuDriver& driver, DomainId did, IovaRange range,
                                      bool leaf_hint) const;
   static vtd::RawDescriptor DeviceTlbDescriptor(SourceId sid, IovaRange range);
-  // True if nothing but `domain` (of which all stale pages are about to go) is stale anywhere.
-  bool SettledAfter(const DmaDomain* domain) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Of a batch after which the machine waits: settled if nothing but `domain` (of which all stale
+  // pages are about to go) is stale anywhere.
+  TableClaim ClaimAfter(const DmaDomain* domain) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   Policy PolicyOf(const DmaDomain& domain) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
     return domain.made_lazy && policy_.effective == Policy::kStrict ? Policy::kLazy

@@ -85,10 +85,10 @@ void GuestMachineImpl::CountDescriptors(std::span<const vtd::RawDescriptor> desc
 }
 
 absl::StatusOr<SinkCompletion> GuestMachineImpl::Submit(
-    uint32_t unit_index, std::span<const vtd::RawDescriptor> descriptors, bool settled) {
+    uint32_t unit_index, std::span<const vtd::RawDescriptor> descriptors, TableClaim claim) {
   Unit& unit = units_[unit_index];
   for (DirtyMarks& marks : marks_) marks.Publish();
-  absl::StatusOr<SinkCompletion> done = unit.driver->Submit(descriptors, settled);
+  absl::StatusOr<SinkCompletion> done = unit.driver->Submit(descriptors, claim);
   ++stats_.submissions;
   CountDescriptors(descriptors);
   ++stats_.descriptors_wait;
@@ -135,17 +135,18 @@ vtd::RawDescriptor GuestMachineImpl::DeviceTlbDescriptor(SourceId sid, IovaRange
   return vtd::Encode(d);
 }
 
-bool GuestMachineImpl::SettledAfter(const DmaDomain* domain) const {
+TableClaim GuestMachineImpl::ClaimAfter(const DmaDomain* domain) const {
   const uint64_t going = domain == nullptr ? 0 : exposure_.stale_pages_of(domain->id);
-  return exposure_.stale_pages() == going && unsynced_maps_.empty() && AllCovered();
+  const bool settled = exposure_.stale_pages() == going && unsynced_maps_.empty() && AllCovered();
+  return settled ? TableClaim::kSettled : TableClaim::kQuiet;
 }
 
 absl::Status GuestMachineImpl::InvalidateDeviceTlbs(DmaDomain& domain, uint32_t unit,
-                                                    IovaRange range, bool settled) {
+                                                    IovaRange range, TableClaim claim) {
   for (const auto& [sid, device] : domain.devices) {
     if (device.iommu != unit || !device.device_tlb) continue;
     const vtd::RawDescriptor d = DeviceTlbDescriptor(sid, range);
-    if (auto done = Submit(unit, {&d, 1}, settled); !done.ok()) return done.status();
+    if (auto done = Submit(unit, {&d, 1}, claim); !done.ok()) return done.status();
   }
   return absl::OkStatus();
 }
@@ -160,15 +161,15 @@ absl::Status GuestMachineImpl::InvalidateRange(DmaDomain& domain, IovaRange rang
                                                bool map) {
   // A map that waits in vain is undone in the tables while its invalidation is still on its way;
   // on a clock that is modelled nothing waits in vain.
-  const bool settled = (!map || clock_.modelled()) && SettledAfter(nullptr);
+  const TableClaim claim = map && !clock_.modelled() ? TableClaim::kNone : ClaimAfter(nullptr);
   for (const auto& [index, tag] : domain.tags) {
     const IommuDriver& driver = *units_[index].driver;
     // Without caching mode nothing not present is ever cached (6.1).
     if (map && !driver.caps().caching_mode()) continue;
     const vtd::RawDescriptor d = RangeDescriptor(driver, tag.did, range, leaf_hint);
-    if (auto done = Submit(index, {&d, 1}, settled); !done.ok()) return done.status();
+    if (auto done = Submit(index, {&d, 1}, claim); !done.ok()) return done.status();
     if (map) continue;  // a device-TLB holds nothing that was not present
-    if (absl::Status status = InvalidateDeviceTlbs(domain, index, range, settled); !status.ok()) {
+    if (absl::Status status = InvalidateDeviceTlbs(domain, index, range, claim); !status.ok()) {
       return status;
     }
   }
@@ -178,13 +179,13 @@ absl::Status GuestMachineImpl::InvalidateRange(DmaDomain& domain, IovaRange rang
 
 absl::Status GuestMachineImpl::InvalidateDomain(DmaDomain& domain, FlushChooser::Work flushed) {
   const ModelledCost before = stats_.modelled;
-  const bool settled = SettledAfter(&domain);
+  const TableClaim claim = ClaimAfter(&domain);
   for (const auto& [index, tag] : domain.tags) {
     const IommuDriver& driver = *units_[index].driver;
     const vtd::RawDescriptor d = vtd::Encode(DomainInvalidation(tag.did, driver.caps()));
-    auto done = Submit(index, {&d, 1}, settled);
+    auto done = Submit(index, {&d, 1}, claim);
     if (!done.ok()) return done.status();
-    if (absl::Status status = InvalidateDeviceTlbs(domain, index, kEverything, settled);
+    if (absl::Status status = InvalidateDeviceTlbs(domain, index, kEverything, claim);
         !status.ok()) {
       return status;
     }
@@ -200,7 +201,7 @@ absl::Status GuestMachineImpl::InvalidateGlobally() {
     vtd::IotlbInvalidate global = DomainInvalidation(DomainId(0), units_[index].driver->caps());
     global.granularity = vtd::Granularity::kGlobal;
     const vtd::RawDescriptor d = vtd::Encode(global);
-    if (auto done = Submit(index, {&d, 1}, SettledAfter(nullptr)); !done.ok()) {
+    if (auto done = Submit(index, {&d, 1}, ClaimAfter(nullptr)); !done.ok()) {
       return done.status();
     }
   }
@@ -210,7 +211,7 @@ absl::Status GuestMachineImpl::InvalidateGlobally() {
 
 absl::Status GuestMachineImpl::InvalidatePieces(DmaDomain& domain,
                                                 std::span<const IovaRange> pieces) {
-  const bool settled = SettledAfter(&domain);
+  const TableClaim claim = ClaimAfter(&domain);
   for (const auto& [index, tag] : domain.tags) {
     const IommuDriver& driver = *units_[index].driver;
     std::vector<vtd::RawDescriptor> all;
@@ -225,7 +226,8 @@ absl::Status GuestMachineImpl::InvalidatePieces(DmaDomain& domain,
     for (size_t at = 0; at < all.size(); at += IommuDriver::kMaxBatch) {
       const size_t count = std::min<size_t>(IommuDriver::kMaxBatch, all.size() - at);
       const bool last = at + count == all.size();
-      auto done = Submit(index, std::span(all).subspan(at, count), settled && last);
+      auto done =
+          Submit(index, std::span(all).subspan(at, count), last ? claim : TableClaim::kQuiet);
       if (!done.ok()) return done.status();
     }
   }
@@ -383,7 +385,8 @@ absl::Status GuestMachineImpl::SyncMapsLocked() {
   for (const auto& [index, all] : by_unit) {
     for (size_t at = 0; at < all.size(); at += IommuDriver::kMaxBatch) {
       const size_t count = std::min<size_t>(IommuDriver::kMaxBatch, all.size() - at);
-      auto done = Submit(index, std::span(all).subspan(at, count), false);
+      auto done = Submit(index, std::span(all).subspan(at, count),
+                         clock_.modelled() ? TableClaim::kQuiet : TableClaim::kNone);
       if (!done.ok()) return done.status();
     }
   }

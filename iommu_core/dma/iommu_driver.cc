@@ -64,14 +64,14 @@ absl::Status IommuDriver::BringUp() {
   const vtd::RawDescriptor global[] = {vtd::Encode(vtd::ContextCacheInvalidate{}),
                                        vtd::Encode(iotlb)};
   for (const vtd::RawDescriptor& d : global) {
-    if (auto done = Submit({&d, 1}, true); !done.ok()) return done.status();
+    if (auto done = Submit({&d, 1}, TableClaim::kSettled); !done.ok()) return done.status();
   }
   unit_.Write32(vtd::kGcmd, vtd::gcmd::Qie::kMask | vtd::gcmd::Te::kMask);
   return unit_.last_status();
 }
 
 absl::StatusOr<SinkCompletion> IommuDriver::Submit(std::span<const vtd::RawDescriptor> descriptors,
-                                                   bool settled) {
+                                                   TableClaim claim) {
   if (descriptors.size() > kMaxBatch) return errors::Invalid("too many descriptors at once");
   if (absl::Status status = Drain(); !status.ok()) return status;
 
@@ -91,7 +91,7 @@ absl::StatusOr<SinkCompletion> IommuDriver::Submit(std::span<const vtd::RawDescr
     all.push_back(wait_descriptor);
     hook_(all);
   }
-  backend_.SetNext(std::move(touches_), settled);
+  backend_.SetNext(std::move(touches_), claim);
   touches_.clear();
   drained_ = false;
   unit_.Write64(vtd::kIqt, uint64_t{tail_} * kDescriptorBytes);

@@ -45,7 +45,7 @@ class IommuDriver {
   // even that; what they covered must be submitted again after Drain. QueueError: a descriptor was
   // refused.
   absl::StatusOr<SinkCompletion> Submit(std::span<const vtd::RawDescriptor> descriptors,
-                                        bool settled);
+                                        TableClaim claim);
   // Waits for what an earlier Submit left undone; OK if there is nothing.
   absl::Status Drain();
   bool drained() const { return drained_; }

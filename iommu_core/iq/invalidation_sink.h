@@ -44,17 +44,26 @@ struct DeviceTouch {
   bool write = false;
 };
 
+// What a guest states of its tables with a doorbell; the oracle demands no more than that.
+enum class TableClaim : uint8_t {
+  // They may change while the batch is under way.
+  kNone,
+  // None changes until the batch is done, and whoever logs table writes has logged all so far.
+  kQuiet,
+  // Besides, no change will be waiting for a deferred invalidation then, so that the whole shadow
+  // must equal the tables.
+  kSettled,
+};
+
 // Calls come in order from one thread at a time (the holder of the queue lock), Await from any.
 class InvalidationSink {
  public:
   virtual ~InvalidationSink() = default;
 
-  // One doorbell: descriptors in ring order, at most the ring's size. `settled`: the guest states
-  // that no table change is waiting for a deferred invalidation once this batch is done, so the
-  // whole shadow must then equal its tables. Returns a ticket; the batch counts as done only once
-  // Await says so. Unavailable: not sent.
+  // One doorbell: descriptors in ring order, at most the ring's size. Returns a ticket; the batch
+  // counts as done only once Await says so. Unavailable: not sent.
   virtual absl::StatusOr<uint64_t> Post(std::span<const vtd::RawDescriptor> descriptors,
-                                        std::span<const DeviceTouch> touches, bool settled) = 0;
+                                        std::span<const DeviceTouch> touches, TableClaim claim) = 0;
   // Blocks until the batch is complete. DeadlineExceeded: it may complete later; await it again.
   // Any other error ends the ticket: the batch may or may not have been done.
   virtual absl::StatusOr<SinkCompletion> Await(uint64_t ticket, absl::Duration timeout) = 0;

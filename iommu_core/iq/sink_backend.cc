@@ -5,9 +5,9 @@
 
 namespace viommu {
 
-void SinkBackend::SetNext(std::vector<DeviceTouch> touches, bool settled) {
+void SinkBackend::SetNext(std::vector<DeviceTouch> touches, TableClaim claim) {
   touches_ = std::move(touches);
-  settled_ = settled;
+  claim_ = claim;
 }
 
 std::optional<SinkCompletion> SinkBackend::TakeCompletion() {
@@ -25,10 +25,10 @@ absl::StatusOr<UnitBackend::Outcome> SinkBackend::Execute(
     std::span<const vtd::RawDescriptor> raw, std::span<const vtd::Descriptor> decoded) {
   (void)decoded;  // the hypervisor decodes again: it trusts nothing of ours
   if (!outstanding_) {
-    auto ticket = sink_.Post(raw, touches_, settled_);
+    auto ticket = sink_.Post(raw, touches_, claim_);
     if (!ticket.ok()) return ticket.status();
     touches_.clear();
-    settled_ = false;
+    claim_ = TableClaim::kNone;
     outstanding_ = *ticket;
   }
   auto done = sink_.Await(*outstanding_, WaitTime());

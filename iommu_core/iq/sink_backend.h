@@ -23,7 +23,7 @@ class SinkBackend final : public UnitBackend {
   explicit SinkBackend(InvalidationSink& sink) : sink_(sink) {}
 
   // What goes with the next doorbell (InvalidationSink::Post).
-  void SetNext(std::vector<DeviceTouch> touches, bool settled);
+  void SetNext(std::vector<DeviceTouch> touches, TableClaim claim);
   // How long a doorbell waits for its completion before it is left outstanding.
   void set_timeout(absl::Duration timeout) { timeout_ = timeout; }
   // Beside that, no wait goes on after `until`.
@@ -47,7 +47,7 @@ class SinkBackend final : public UnitBackend {
   absl::Duration timeout_ = absl::Seconds(10);
   std::chrono::steady_clock::time_point deadline_ = std::chrono::steady_clock::time_point::max();
   std::vector<DeviceTouch> touches_;
-  bool settled_ = false;
+  TableClaim claim_ = TableClaim::kNone;
   std::optional<uint64_t> outstanding_;  // ticket of the doorbell that is being awaited
   std::optional<SinkCompletion> completion_;
 };

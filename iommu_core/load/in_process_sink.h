@@ -22,8 +22,8 @@ class InProcessSink final : public InvalidationSink {
   explicit InProcessSink(HypervisorSession& session) : session_(session) {}
 
   absl::StatusOr<uint64_t> Post(std::span<const vtd::RawDescriptor> descriptors,
-                                std::span<const DeviceTouch> touches, bool settled) override {
-    SinkCompletion completion = session_.Apply(descriptors, touches, settled);
+                                std::span<const DeviceTouch> touches, TableClaim claim) override {
+    SinkCompletion completion = session_.Apply(descriptors, touches, claim);
     absl::MutexLock lock(&mutex_);
     done_.emplace_back(++last_ticket_, std::move(completion));
     return last_ticket_;

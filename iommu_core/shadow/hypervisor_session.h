@@ -115,7 +115,7 @@ class HypervisorSession {
   virtual absl::Status UpdateRegisters(const UnitRegisters& registers) = 0;
   // Descriptors in ring order; stops at the first bad one.
   virtual SinkCompletion Apply(std::span<const vtd::RawDescriptor> descriptors,
-                               std::span<const DeviceTouch> touches, bool settled) = 0;
+                               std::span<const DeviceTouch> touches, TableClaim claim) = 0;
 
   // A device reads or writes `data.size()` bytes at `iova`, through the physical unit. A `probe`
   // counts as a touch (stale_dma_hits) and records no fault.

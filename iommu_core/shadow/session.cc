@@ -116,8 +116,8 @@ absl::Status SessionImpl::UpdateRegisters(const UnitRegisters& registers) {
   if (nested_ != nullptr) {
     // The hardware uses the guest's root from now on; nothing cached under the old one may stay.
     if (absl::Status s = nested_->translator().RegistersChanged(registers); !s.ok()) return s;
-    ApplyOne({}, vtd::ContextCacheInvalidate{}, stats_.cost);
-    ApplyOne({}, vtd::IotlbInvalidate{}, stats_.cost);
+    ApplyOne({}, vtd::ContextCacheInvalidate{}, TableClaim::kNone, stats_.cost);
+    ApplyOne({}, vtd::IotlbInvalidate{}, TableClaim::kNone, stats_.cost);
     for (auto& [sid, device] : devices_) device->tlb.DropAll();
     return absl::OkStatus();
   }

@@ -21,14 +21,14 @@ constexpr size_t kReadAhead = 16;
 }  // namespace
 
 void SessionImpl::ApplyOne(const vtd::RawDescriptor& raw, const vtd::Descriptor& d,
-                           SyncCost& cost) {
+                           TableClaim claim, SyncCost& cost) {
   const bool context = std::holds_alternative<vtd::ContextCacheInvalidate>(d);
   const auto* iotlb = std::get_if<vtd::IotlbInvalidate>(&d);
   const auto* device_tlb = std::get_if<vtd::DeviceTlbInvalidate>(&d);
   // Interrupt entries are not modelled here; status words and interrupts are the virtual unit's.
   if (!context && iotlb == nullptr && device_tlb == nullptr) return;
   WorkBudget budget(config_.max_work_per_invalidation, config_.yield);
-  SyncRun run{.cost = cost, .budget = budget};
+  SyncRun run{.cost = cost, .budget = budget, .quiet = claim != TableClaim::kNone};
   if (nested_ != nullptr && device_tlb == nullptr) {
     // Forwarded; the guest's tables are the hardware's.
     if (iotlb != nullptr) ++stats_.invalidations[static_cast<size_t>(iotlb->granularity)];
@@ -71,7 +71,7 @@ size_t SessionImpl::TakeUnchanged(std::span<const vtd::RawDescriptor> next, Sync
 }
 
 SinkCompletion SessionImpl::Apply(std::span<const vtd::RawDescriptor> descriptors,
-                                  std::span<const DeviceTouch> touches, bool settled) {
+                                  std::span<const DeviceTouch> touches, TableClaim claim) {
   absl::MutexLock lock(&mu_);
   SinkCompletion done;
   LookAgain();
@@ -102,12 +102,13 @@ SinkCompletion SessionImpl::Apply(std::span<const vtd::RawDescriptor> descriptor
         done.error = decoded.error;
         break;
       }
-      ApplyOne(raw, decoded.descriptor, done.cost);
+      ApplyOne(raw, decoded.descriptor, claim, done.cost);
       finished_one();
     }
   }
   ChargePulls(pulled_before, done.cost);
-  if (settled && done.error == vtd::Iqei::kNone && WantsVerify(ShadowTable::kAll)) {
+  if (claim == TableClaim::kSettled && done.error == vtd::Iqei::kNone &&
+      WantsVerify(ShadowTable::kAll)) {
     if (config_.before_long) config_.before_long();
     done.cost.shadow_mismatches += VerifyAllLocked(done.cost);
   }

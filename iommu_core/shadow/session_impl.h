@@ -36,7 +36,7 @@ class SessionImpl final : public HypervisorSession {
   absl::Status RemoveDevice(SourceId sid) override;
   absl::Status UpdateRegisters(const UnitRegisters& registers) override;
   SinkCompletion Apply(std::span<const vtd::RawDescriptor> descriptors,
-                       std::span<const DeviceTouch> touches, bool settled) override;
+                       std::span<const DeviceTouch> touches, TableClaim claim) override;
   DmaResult Dma(SourceId sid, Iova iova, bool write, std::span<std::byte> data,
                 bool probe) override;
   absl::StatusOr<DeviceTranslation> Translate(SourceId sid, Iova iova,
@@ -96,8 +96,8 @@ class SessionImpl final : public HypervisorSession {
 
   // session_apply.cc
   vtd::DecodeResult DecodeOne(const vtd::RawDescriptor& raw) const;
-  void ApplyOne(const vtd::RawDescriptor& raw, const vtd::Descriptor& d, SyncCost& cost)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void ApplyOne(const vtd::RawDescriptor& raw, const vtd::Descriptor& d, TableClaim claim,
+                SyncCost& cost) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Carries out the leading ones of `next` (kReadAhead at most) that each name one page which
   // stands as it was seen last: the cache misses of all are under way at once. Returns how many.
   size_t TakeUnchanged(std::span<const vtd::RawDescriptor> next, SyncCost& cost)

@@ -80,6 +80,7 @@ struct ShadowContext {
 struct SyncRun {
   SyncCost& cost;
   WorkBudget& budget;
+  bool quiet = false;         // no table changes meanwhile (TableClaim)
   bool leaf_hint = false;     // IH of the descriptor
   bool work_refused = false;  // out: the bound was reached
 };
@@ -119,6 +120,9 @@ class Shadow {
   // last; then Sync(range) is spot.Count() where the last is Unchanged() as well. `spot` is good
   // until the next Sync. Counts nothing.
   virtual bool FindSpot(IovaRange, bool /*leaf_hint*/, Spot&) const { return false; }
+
+  // Whether Sync of everything visits only what the guest's log names.
+  virtual bool goes_by_log() const { return false; }
 
   virtual const DmaAccount& account() const = 0;
   // Bytes of records and copies beside the physical tables.

@@ -133,7 +133,7 @@ bool SnapshotShadow::SyncRange(IovaRange range, bool stop_at_refusal, SyncRun& r
       if (root_ == nullptr) {
         halt = RefuseTable(guest_table_.table, pass.range, guest_table_.levels, kPermissionBits,
                            /*visit_all=*/false, pass);
-      } else if (whole && complete_ && index_ != nullptr && !stop_at_refusal) {
+      } else if (whole && goes_by_log() && !stop_at_refusal) {
         SyncDirty(pass);
       } else {
         // What was refused differs from its copy, so the pass comes by and refuses it again.

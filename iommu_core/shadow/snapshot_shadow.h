@@ -68,6 +68,7 @@ class SnapshotShadow final : public Shadow {
                                                                 NodePool& pool, TableIndex* index);
   ~SnapshotShadow() override;
 
+  bool goes_by_log() const override { return index_ != nullptr && complete_; }
   const DmaAccount& account() const override { return account_; }
   bool FindSpot(IovaRange range, bool leaf_hint, Spot& spot) const override;
   uint64_t bookkeeping_bytes() const override { return node_bytes_ + extra_bytes(); }

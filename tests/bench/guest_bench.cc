@@ -159,7 +159,7 @@ BENCHMARK(BM_LanePairUnlogged)
 class InstantSink final : public InvalidationSink {
  public:
   absl::StatusOr<uint64_t> Post(std::span<const vtd::RawDescriptor> descriptors,
-                                std::span<const DeviceTouch>, bool) override {
+                                std::span<const DeviceTouch>, TableClaim) override {
     consumed_ = static_cast<uint32_t>(descriptors.size());
     return ++ticket_;
   }

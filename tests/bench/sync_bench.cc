@@ -65,7 +65,8 @@ void BM_DomainFlushUnchanged(benchmark::State& state) {
   BenchGuest guest(PagesOf(state));
   auto session = guest.NewSyncedSession(StrategyOf(state));
   const vtd::RawDescriptor flush = guest.DomainFlush();
-  for (auto _ : state) benchmark::DoNotOptimize(session->Apply({&flush, 1}, {}, false));
+  for (auto _ : state)
+    benchmark::DoNotOptimize(session->Apply({&flush, 1}, {}, TableClaim::kQuiet));
   Expect(state, session->stats().live_pages == guest.pages());
   state.SetLabel(std::string(StrategyName(StrategyOf(state))));
   state.counters["per_entry"] = SecondsEach(guest.pages());
@@ -131,7 +132,7 @@ void BM_DomainFlushChanged(benchmark::State& state) {
     ++turn;
     for (const uint64_t i : changed) guest.Set(i, i + turn);
     state.ResumeTiming();
-    maps += session->Apply({&flush, 1}, {}, false).cost.dma_maps;
+    maps += session->Apply({&flush, 1}, {}, TableClaim::kQuiet).cost.dma_maps;
   }
   Expect(state, maps == turn * changed.size());
   state.SetLabel(std::string(StrategyName(StrategyOf(state))));
@@ -162,7 +163,7 @@ void BM_PageFlushUnchanged(benchmark::State& state) {
   BenchGuest guest(PagesOf(state));
   auto session = guest.NewSyncedSession(StrategyOf(state));
   const auto raw = Descriptors(guest, BatchPages(guest.pages()));
-  for (auto _ : state) benchmark::DoNotOptimize(session->Apply(raw, {}, false));
+  for (auto _ : state) benchmark::DoNotOptimize(session->Apply(raw, {}, TableClaim::kQuiet));
   Expect(state, session->stats().live_pages == guest.pages());
   state.SetLabel(std::string(StrategyName(StrategyOf(state))));
   state.counters["per_descriptor"] = SecondsEach(kBatch);
@@ -186,7 +187,7 @@ void BM_PageFlushRemapped(benchmark::State& state) {
     ++turn;
     for (const uint64_t i : pages) guest.Set(i, i + turn);
     state.ResumeTiming();
-    maps += session->Apply(raw, {}, false).cost.dma_maps;
+    maps += session->Apply(raw, {}, TableClaim::kQuiet).cost.dma_maps;
   }
   Expect(state, maps == turn * kBatch);
   state.SetLabel(std::string(StrategyName(StrategyOf(state))));

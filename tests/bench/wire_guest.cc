@@ -160,7 +160,7 @@ void BenchGuest::Invalidate(int count, int per_batch, int window) {
       r = vtd::Encode(d);
     }
     if (static_cast<int>(tickets.size()) >= window) await();
-    const auto ticket = sink_->Post(raw, {}, false);
+    const auto ticket = sink_->Post(raw, {}, TableClaim::kNone);
     Check(ticket.status(), "doorbell");
     tickets.push_back(*ticket);
   }

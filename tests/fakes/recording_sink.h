@@ -15,14 +15,14 @@ class RecordingSink final : public InvalidationSink {
   struct Doorbell {
     std::vector<vtd::RawDescriptor> raw;
     std::vector<DeviceTouch> touches;
-    bool settled = false;
+    TableClaim claim = TableClaim::kNone;
   };
 
   absl::StatusOr<uint64_t> Post(std::span<const vtd::RawDescriptor> descriptors,
-                                std::span<const DeviceTouch> touches, bool settled) override {
+                                std::span<const DeviceTouch> touches, TableClaim claim) override {
     if (!post_status.ok()) return post_status;
     doorbells.push_back(
-        {{descriptors.begin(), descriptors.end()}, {touches.begin(), touches.end()}, settled});
+        {{descriptors.begin(), descriptors.end()}, {touches.begin(), touches.end()}, claim});
     return doorbells.size();
   }
   absl::StatusOr<SinkCompletion> Await(uint64_t ticket, absl::Duration) override {

@@ -3,6 +3,7 @@
 
 #include <gmock/gmock.h>
 #include <grpcpp/create_channel.h>
+#include <grpcpp/server_builder.h>
 #include <gtest/gtest.h>
 
 #include "hypervisor_svc/hypervisor_server.h"
@@ -47,7 +48,7 @@ class RemoteSinkTest : public ::testing::Test {
   }
   absl::StatusOr<uint64_t> PostWait() {
     const vtd::RawDescriptor wait = vtd::Encode(vtd::InvalidationWait{});
-    return sink_->Post({&wait, 1}, {}, false);
+    return sink_->Post({&wait, 1}, {}, TableClaim::kNone);
   }
   // The hypervisor's only session.
   std::shared_ptr<GuestSession> Session() {
@@ -198,6 +199,64 @@ TEST_F(RemoteSinkTest, FaultsOutsideACompletionArriveByThemselves) {
   EXPECT_EQ(faults[0].source_id, MakeSourceId(0, 3, 0));
   EXPECT_EQ(faults[0].page, Iova(0x7000));
   EXPECT_FALSE(faults[0].read);
+}
+
+// A hypervisor whose first stream breaks with a batch unanswered.
+class BreakingHypervisor final : public v1::HypervisorService::Service {
+ public:
+  grpc::Status Invalidate(
+      grpc::ServerContext*,
+      grpc::ServerReaderWriter<v1::InvalidateResponse, v1::InvalidateRequest>* stream) override {
+    v1::InvalidateRequest request;
+    if (!stream->Read(&request)) return grpc::Status::CANCELLED;
+    v1::InvalidateResponse response;
+    response.mutable_opened()->set_session_id("session");
+    response.mutable_opened()->set_resume_sequence(1);
+    response.mutable_opened()->mutable_limits()->set_max_outstanding_batches(8);
+    stream->Write(response);
+    while (stream->Read(&request) && request.has_batch()) {
+      batches.push_back(request.batch());
+      if (batches.size() == 1) return {grpc::StatusCode::UNAVAILABLE, "broken"};
+      response.mutable_completion()->set_sequence(request.batch().sequence());
+      stream->Write(response);
+    }
+    return grpc::Status::OK;
+  }
+
+  std::vector<v1::InvalidationBatch> batches;
+};
+
+// The guest may have gone on before a batch is sent again.
+TEST_F(RemoteSinkTest, NothingIsClaimedOfTheTablesInWhatIsSentAgain) {
+  hypervisor_.reset();
+  BreakingHypervisor hypervisor;
+  grpc::ServerBuilder builder;
+  builder.AddListeningPort(address_, grpc::InsecureServerCredentials());
+  builder.RegisterService(&hypervisor);
+  const std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
+  memory_ = *GuestMemory::CreateRemote(kRam);
+  RemoteSinkOptions options;
+  options.hypervisor = address_;
+  RemoteSink sink(grpc::CreateCustomChannel(address_, grpc::InsecureChannelCredentials(),
+                                            ClientChannelArguments()),
+                  *memory_, metrics_, options);
+  ASSERT_TRUE(sink.Open().ok());
+  const vtd::RawDescriptor wait = vtd::Encode(vtd::InvalidationWait{});
+  for (const TableClaim claim : {TableClaim::kSettled, TableClaim::kQuiet, TableClaim::kNone}) {
+    const auto ticket = sink.Post({&wait, 1}, {}, claim);
+    ASSERT_TRUE(ticket.ok()) << ticket.status();
+    EXPECT_TRUE(sink.Await(*ticket, kLong).ok());
+  }
+  EXPECT_TRUE(sink.Close().ok());
+  server->Shutdown();
+  const auto claims = [](const v1::InvalidationBatch& batch) {
+    return std::pair(batch.quiet(), batch.settled());
+  };
+  ASSERT_EQ(hypervisor.batches.size(), 4u);
+  EXPECT_EQ(claims(hypervisor.batches[0]), std::pair(true, true));
+  EXPECT_EQ(claims(hypervisor.batches[1]), std::pair(false, false));
+  EXPECT_EQ(claims(hypervisor.batches[2]), std::pair(true, false));
+  EXPECT_EQ(claims(hypervisor.batches[3]), std::pair(false, false));
 }
 
 }  // namespace

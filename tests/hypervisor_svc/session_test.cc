@@ -87,8 +87,8 @@ class DoubtfulSession final : public HypervisorSession {
     return real_->UpdateRegisters(r);
   }
   SinkCompletion Apply(std::span<const vtd::RawDescriptor> descriptors,
-                       std::span<const DeviceTouch> touches, bool settled) override {
-    SinkCompletion done = real_->Apply(descriptors, touches, settled);
+                       std::span<const DeviceTouch> touches, TableClaim claim) override {
+    SinkCompletion done = real_->Apply(descriptors, touches, claim);
     done.cost.verified_pages = 10;
     done.cost.shadow_mismatches = static_cast<uint64_t>(wrong_->load());
     return done;

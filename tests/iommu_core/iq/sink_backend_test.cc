@@ -21,8 +21,8 @@ using ::testing::ElementsAre;
 class TicketSink final : public InvalidationSink {
  public:
   absl::StatusOr<uint64_t> Post(std::span<const vtd::RawDescriptor> descriptors,
-                                std::span<const DeviceTouch> touches, bool settled) override {
-    return inner.Post(descriptors, touches, settled);
+                                std::span<const DeviceTouch> touches, TableClaim claim) override {
+    return inner.Post(descriptors, touches, claim);
   }
   absl::StatusOr<SinkCompletion> Await(uint64_t ticket, absl::Duration timeout) override {
     awaited.push_back(ticket);
@@ -83,7 +83,7 @@ TEST_F(SinkBackendTest, CompletionIsTakenOnce) {
 
 // What SetNext gave goes with one doorbell that is sent, and with no other.
 TEST_F(SinkBackendTest, TouchesGoWithTheNextMessageSent) {
-  sink_backend.SetNext({{SourceId(0x18), Iova(0x1000), true}}, true);
+  sink_backend.SetNext({{SourceId(0x18), Iova(0x1000), true}}, TableClaim::kSettled);
   sink.inner.post_status = absl::UnavailableError("no stream");
   Tail(32);
   EXPECT_TRUE(doorbells().empty());
@@ -91,13 +91,13 @@ TEST_F(SinkBackendTest, TouchesGoWithTheNextMessageSent) {
   ASSERT_TRUE(unit->Resume().ok());
   ASSERT_EQ(doorbells().size(), 1u);
   EXPECT_EQ(doorbells()[0].touches.size(), 1u);
-  EXPECT_TRUE(doorbells()[0].settled);
+  EXPECT_EQ(doorbells()[0].claim, TableClaim::kSettled);
 
   Put(2, Wait(2));
   Tail(48);
   ASSERT_EQ(doorbells().size(), 2u);
   EXPECT_TRUE(doorbells()[1].touches.empty());
-  EXPECT_FALSE(doorbells()[1].settled);
+  EXPECT_EQ(doorbells()[1].claim, TableClaim::kNone);
 }
 
 // Not sent: the unit keeps its head, writes no status, sets no error bit, and sends it on Resume.

@@ -28,7 +28,7 @@ namespace {
 class InstantSink final : public InvalidationSink {
  public:
   absl::StatusOr<uint64_t> Post(std::span<const vtd::RawDescriptor> descriptors,
-                                std::span<const DeviceTouch>, bool) override {
+                                std::span<const DeviceTouch>, TableClaim) override {
     sizes_.push_back(static_cast<uint32_t>(descriptors.size()));
     return sizes_.size();
   }

@@ -304,7 +304,7 @@ TEST_P(Limits, OracleNoticesACorruptedShadow) {
   EXPECT_EQ(Send(*session, {Dsi(1)}).cost.shadow_mismatches, 0u);
   session->CorruptShadowForTest(kNic, Iova(3 << 12));
   EXPECT_EQ(session->VerifyAll(), 1u);
-  const SinkCompletion done = Send(*session, {}, /*settled=*/true);
+  const SinkCompletion done = Send(*session, {}, TableClaim::kSettled);
   EXPECT_EQ(done.cost.shadow_mismatches, 1u);
   EXPECT_EQ(done.cost.verified_pages, 6u);
   EXPECT_EQ(session->stats().cost.shadow_mismatches, 1u);

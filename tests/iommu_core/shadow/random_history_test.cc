@@ -281,7 +281,7 @@ class History {
   void Submit(const std::vector<vtd::RawDescriptor>& batch) {
     for (auto& session : sessions_) {
       PickStable(*session);
-      const SinkCompletion done = session->Apply(batch, {}, false);
+      const SinkCompletion done = session->Apply(batch, {}, TableClaim::kQuiet);
       EXPECT_EQ(done.consumed, batch.size());
       EXPECT_EQ(done.cost.shadow_mismatches, 0u) << "step " << step_;
       stable_.clear();

@@ -66,9 +66,10 @@ class RemoteTest : public ::testing::TestWithParam<Strategy> {
     work(*remote_);
   }
   SinkCompletion SendBoth(std::vector<vtd::RawDescriptor> raw,
-                          std::vector<DeviceTouch> touches = {}, bool settled = true) {
-    const SinkCompletion a = local_->Apply(raw, touches, settled);
-    const SinkCompletion b = remote_->Apply(raw, touches, settled);
+                          std::vector<DeviceTouch> touches = {},
+                          TableClaim claim = TableClaim::kSettled) {
+    const SinkCompletion a = local_->Apply(raw, touches, claim);
+    const SinkCompletion b = remote_->Apply(raw, touches, claim);
     EXPECT_EQ(a.cost, WithoutPulls(b.cost));
     EXPECT_EQ(a.refused_pages, b.refused_pages);
     EXPECT_EQ(a.pinned_pages, b.pinned_pages);
@@ -132,10 +133,11 @@ TEST_P(RemoteTest, PageMappedDuringABatchIsNoMismatch) {
       guest_.Map(table_, 4, iova, 0x300000);
       ++changes;
     };
-    SinkCompletion done = remote_->Apply(std::vector{Dsi(kDid), Dsi(kDid), Dsi(kDid)}, {}, false);
+    SinkCompletion done =
+        remote_->Apply(std::vector{Dsi(kDid), Dsi(kDid), Dsi(kDid)}, {}, TableClaim::kQuiet);
     EXPECT_EQ(done.cost.shadow_mismatches, 0u) << "changed before fetch " << wait;
     source_.before_fetch = nullptr;
-    done = remote_->Apply(std::vector{Psi(kDid, iova)}, {}, true);
+    done = remote_->Apply(std::vector{Psi(kDid, iova)}, {}, TableClaim::kSettled);
     EXPECT_EQ(done.cost.shadow_mismatches, 0u);
   }
   EXPECT_GE(changes, nested() ? 0u : 3u);  // `nested` reads no tables here
@@ -183,8 +185,9 @@ TEST_P(RemoteTest, RandomHistoryIsTheSame) {
                           static_cast<int>(random() % 11), random() % 2 == 0));
         raw.push_back(Psi(kDid, (random() % 2) << 30 | (random() % 40) << 12));
     }
-    const bool settled = raw.back() == GlobalIotlb();
-    SendBoth(raw, {{kDevice, Iova((random() % 40) << 12), random() % 2 == 0}}, settled);
+    const TableClaim claim =
+        raw.back() == GlobalIotlb() ? TableClaim::kSettled : TableClaim::kQuiet;
+    SendBoth(raw, {{kDevice, Iova((random() % 40) << 12), random() % 2 == 0}}, claim);
     std::array<std::byte, 5000> a{};
     std::array<std::byte, 5000> b{};
     const Iova iova((random() % 40) << 12 | (random() % 4096));
@@ -229,7 +232,7 @@ TEST_P(RemoteTest, AGuestThatDoesNotAnswerIsNoStatementAboutItsTables) {
   source_.fetches_left = 0;
   const std::vector<vtd::RawDescriptor> raw = {GlobalIotlb()};
   const std::vector<DeviceTouch> touches = {{kDevice, Iova(0x1000), false}};
-  const SinkCompletion done = remote_->Apply(raw, touches, true);
+  const SinkCompletion done = remote_->Apply(raw, touches, TableClaim::kSettled);
   EXPECT_TRUE(remote_memory_->failed());
   EXPECT_EQ(done.stale_dma_hits, 0u);
   EXPECT_EQ(done.cost.shadow_mismatches, 0u);
@@ -242,7 +245,7 @@ TEST_P(RemoteTest, AGuestThatDoesNotAnswerIsNoStatementAboutItsTables) {
   // The guest is back, and its state is replayed.
   source_.fetches_left = ~uint64_t{0};
   EXPECT_TRUE(remote_->UpdateRegisters({guest_.root(), true}).ok());
-  EXPECT_EQ(remote_->Apply(raw, touches, true).cost.shadow_mismatches, 0u);
+  EXPECT_EQ(remote_->Apply(raw, touches, TableClaim::kSettled).cost.shadow_mismatches, 0u);
   EXPECT_FALSE(remote_memory_->failed());
   EXPECT_EQ(remote_->FlattenShadow(kDevice)->size(), 1u);
 }

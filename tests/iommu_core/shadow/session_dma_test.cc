@@ -35,7 +35,7 @@ class SessionDma : public ::testing::TestWithParam<Strategy> {
   }
   SinkCompletion TouchAnd(uint64_t iova, std::vector<vtd::RawDescriptor> raw) {
     const std::array<DeviceTouch, 1> touches = {DeviceTouch{kNic, Iova(iova), false}};
-    return session_->Apply(raw, touches, false);
+    return session_->Apply(raw, touches, TableClaim::kQuiet);
   }
 
   TestGuest guest_;

@@ -119,8 +119,8 @@ inline vtd::RawDescriptor ContextDevice(SourceId sid, int fm = 0) {
 }
 
 inline SinkCompletion Send(HypervisorSession& session, std::vector<vtd::RawDescriptor> raw,
-                           bool settled = false) {
-  return session.Apply(raw, {}, settled);
+                           TableClaim claim = TableClaim::kQuiet) {
+  return session.Apply(raw, {}, claim);
 }
 
 inline std::unique_ptr<SessionImpl> MakeSession(TestGuest& guest, Strategy strategy,
