@@ -2,9 +2,13 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <iterator>
 #include <random>
+#include <string>
+#include <vector>
 
 #include "tests/integration/load_client.h"
 #include "tests/integration/probes.h"
@@ -14,26 +18,45 @@ namespace viommu {
 namespace {
 
 using std::chrono::milliseconds;
-using ::testing::ElementsAre;
 using ::testing::IsEmpty;
 
-class RecoveryTest : public ::testing::Test {
+// With one vIOMMU or two, each of which has a session of its own.
+class RecoveryTest : public ::testing::TestWithParam<int> {
  protected:
-  std::string SessionId() { return pair_.guest().Status()->session_ids(0); }
+  // A device's page leads where the record says, whichever session it belongs to.
+  void Sweep(const std::vector<Target>& targets, const std::vector<LiveMapping>& live) {
+    const auto status = pair_.guest().Status();
+    ASSERT_TRUE(status.ok()) << status.status();
+    ASSERT_EQ(status->session_ids_size(), GetParam());
+    for (int unit = 0; unit < GetParam(); ++unit) {
+      std::vector<Target> behind;
+      std::vector<LiveMapping> mapped;
+      for (size_t i = static_cast<size_t>(unit); i < targets.size();
+           i += static_cast<size_t>(GetParam())) {
+        behind.push_back(targets[i]);
+        std::copy_if(live.begin(), live.end(), std::back_inserter(mapped),
+                     [&](const LiveMapping& m) { return m.domain == targets[i].domain; });
+      }
+      EXPECT_THAT(SweepMappings(pair_.hypervisor(), status->session_ids(unit), behind, mapped),
+                  IsEmpty())
+          << "vIOMMU " << unit;
+    }
+  }
 
   ServicePair pair_;
 };
 
-TEST_F(RecoveryTest, NothingIsLostWhenTheHypervisorIsKilledUnderLoad) {
+TEST_P(RecoveryTest, NothingIsLostWhenTheHypervisorIsKilledUnderLoad) {
   const uint64_t rounds = NumberFromEnvironment("VIOMMU_CHAOS_ROUNDS", 5);
   const uint64_t seed = NumberFromEnvironment("VIOMMU_CHAOS_SEED", 1);
   static constexpr const char* kStrategies[] = {"walk", "walk-shared", "snapshot", "dirty-log",
                                                 "nested"};
   std::mt19937_64 random(seed);
   pair_.StartHypervisor();
-  pair_.StartGuest({"--vcpus=4"});
-  const std::vector<Target> targets = {MakeTarget(pair_.guest(), 0x18),
-                                       MakeTarget(pair_.guest(), 0x20)};
+  pair_.StartGuest({"--vcpus=4", GetParam() == 1 ? "--iommus=cm" : "--iommus=cm,cm"});
+  const std::vector<Target> targets = {
+      MakeTarget(pair_.guest(), 0x18),
+      MakeTarget(pair_.guest(), 0x20, static_cast<uint32_t>(GetParam() - 1))};
   LoadClient load({.guest_address = pair_.guest_address, .targets = targets, .seed = seed});
   History history;
   uint64_t verified = 0;
@@ -59,12 +82,11 @@ TEST_F(RecoveryTest, NothingIsLostWhenTheHypervisorIsKilledUnderLoad) {
     const std::vector<Op> ops = load.TakeOps();
     history.ops.insert(history.ops.end(), ops.begin(), ops.end());
 
-    const std::vector<LiveMapping> live = LiveMappings(history);
-    EXPECT_THAT(SweepMappings(pair_.hypervisor(), SessionId(), targets, live), IsEmpty())
-        << "round " << round;
+    SCOPED_TRACE("round " + std::to_string(round));
+    Sweep(targets, LiveMappings(history));
     const auto metrics = Scrape(pair_.hypervisor_metrics());
     EXPECT_EQ(metrics.at("viommu_shadow_mismatches_total"), 0);
-    EXPECT_EQ(metrics.at("viommu_sessions"), 1);
+    EXPECT_EQ(metrics.at("viommu_sessions"), GetParam());
     verified += static_cast<uint64_t>(metrics.at("viommu_shadow_verified_pages_total"));
   }
   EXPECT_THAT(CheckHistory(history), IsEmpty());
@@ -78,6 +100,8 @@ TEST_F(RecoveryTest, NothingIsLostWhenTheHypervisorIsKilledUnderLoad) {
               history.outages.size(), static_cast<unsigned long long>(verified),
               static_cast<unsigned long long>(seed));
 }
+
+INSTANTIATE_TEST_SUITE_P(VirtualUnits, RecoveryTest, ::testing::Values(1, 2));
 
 }  // namespace
 }  // namespace viommu

@@ -49,10 +49,11 @@ absl::StatusOr<uint32_t> GuestCalls::CreateDomain() {
   return domain->domain();
 }
 
-absl::Status GuestCalls::Attach(uint32_t domain, uint32_t source_id) {
+absl::Status GuestCalls::Attach(uint32_t domain, uint32_t source_id, uint32_t iommu) {
   v1::AttachDeviceRequest request;
   request.set_domain(domain);
   request.set_source_id(source_id);
+  request.set_iommu(iommu);
   return Call(*stub_, &v1::GuestService::Stub::AttachDevice, request).status();
 }
 
@@ -175,10 +176,10 @@ void ServicePair::KillGuest() {
   EXPECT_EQ(guest_process_->Wait(), -SIGKILL);
 }
 
-Target MakeTarget(GuestCalls& guest, uint32_t source_id) {
+Target MakeTarget(GuestCalls& guest, uint32_t source_id, uint32_t iommu) {
   const auto domain = guest.CreateDomain();
   EXPECT_TRUE(domain.ok()) << domain.status();
-  const absl::Status attached = guest.Attach(domain.value_or(0), source_id);
+  const absl::Status attached = guest.Attach(domain.value_or(0), source_id, iommu);
   EXPECT_TRUE(attached.ok()) << attached;
   return {domain.value_or(0), source_id};
 }

@@ -24,7 +24,7 @@ class GuestCalls {
   explicit GuestCalls(const std::string& address);
 
   absl::StatusOr<uint32_t> CreateDomain();
-  absl::Status Attach(uint32_t domain, uint32_t source_id);
+  absl::Status Attach(uint32_t domain, uint32_t source_id, uint32_t iommu = 0);
   absl::StatusOr<v1::MapResponse> Map(uint32_t domain, uint64_t size_bytes, uint32_t vcpu = 0);
   absl::StatusOr<v1::UnmapResponse> Unmap(uint32_t domain, uint64_t iova, uint64_t size_bytes,
                                           uint32_t vcpu = 0);
@@ -96,8 +96,8 @@ struct Target {
   uint32_t source_id = 0;
 };
 
-// A new one; fails the test, and goes on, if the guest makes none.
-Target MakeTarget(GuestCalls& guest, uint32_t source_id);
+// A new one, behind that vIOMMU; fails the test, and goes on, if the guest makes none.
+Target MakeTarget(GuestCalls& guest, uint32_t source_id, uint32_t iommu = 0);
 
 // Every live mapping, page by page: the physical IOMMU leads the device to the page that the guest
 // was given, and the session holds no page more. One sentence for each difference.
