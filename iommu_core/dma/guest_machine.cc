@@ -293,7 +293,7 @@ absl::Status GuestMachineImpl::MapLocked(DmaDomain& domain, Iova iova,
     // switch_to_super_page: the tables that a large leaf replaced are flushed on their own.
     replaced.insert(replaced.end(), mapped->replaced_tables.begin(), mapped->replaced_tables.end());
     for (const IovaRange& range : mapped->replaced_ranges) {
-      status = InvalidateRange(domain, range, false, false);
+      status = InvalidateRange(domain, range, Change::kReplaced);
       if (!status.ok()) break;
     }
     if (!status.ok()) break;
@@ -305,7 +305,7 @@ absl::Status GuestMachineImpl::MapLocked(DmaDomain& domain, Iova iova,
       status =
           unsynced_maps_.size() >= IommuDriver::kMaxBatch ? SyncMapsLocked() : absl::OkStatus();
     } else {
-      status = InvalidateRange(domain, done, false, true);
+      status = InvalidateRange(domain, done, Change::kMapped);
     }
   }
   if (!status.ok()) {
@@ -322,7 +322,7 @@ absl::Status GuestMachineImpl::MapLocked(DmaDomain& domain, Iova iova,
     }
     // Who just waited in vain does not wait a second time.
     if (!Drained() || (!done.empty() && !domain.tags.empty() &&
-                       !InvalidateRange(domain, done, false, false).ok())) {
+                       !InvalidateRange(domain, done, Change::kTablesGone).ok())) {
       KeepUnfinished(domain.id, std::move(entry));
     } else {
       Release(domain, std::move(entry), op_vcpu_);
@@ -466,7 +466,7 @@ absl::StatusOr<UnmapOutcome> GuestMachineImpl::UnmapLocked(DmaDomain& domain, Io
   if (entry.allocated) domain.allocated.erase(allocated);
 
   if (!deferred) {
-    absl::Status status = InvalidateRange(domain, range, entry.freed_tables.empty(), false);
+    absl::Status status = InvalidateRange(domain, range, ChangeOf(entry));
     if (!status.ok()) {
       // Not complete: the IOVA is not reusable and the tables stay until it is.
       KeepUnfinished(domain.id, std::move(entry));

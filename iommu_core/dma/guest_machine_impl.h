@@ -95,7 +95,17 @@ class GuestMachineImpl final : public GuestMachine {
   absl::StatusOr<SinkCompletion> Submit(uint32_t unit,
                                         std::span<const vtd::RawDescriptor> descriptors,
                                         TableClaim claim) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  absl::Status InvalidateRange(DmaDomain& domain, IovaRange range, bool leaf_hint, bool map)
+  // What happened to a range before its invalidation.
+  enum class Change {
+    kLeavesGone,
+    kTablesGone,
+    kMapped,
+    kReplaced,  // tables, by a larger leaf of a map that is not done yet
+  };
+  static Change ChangeOf(const FlushEntry& unmapped) {
+    return unmapped.freed_tables.empty() ? Change::kLeavesGone : Change::kTablesGone;
+  }
+  absl::Status InvalidateRange(DmaDomain& domain, IovaRange range, Change change)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // `flushed`: what of the queue this is for.
   absl::Status InvalidateDomain(DmaDomain& domain, FlushChooser::Work flushed = {})

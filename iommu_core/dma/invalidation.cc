@@ -157,16 +157,19 @@ void GuestMachineImpl::LearnDomainFlushCost(DmaDomain& domain, const SyncCost& c
   domain.chooser.LearnDomain({.table_pages = domain.table->table_pages()}, price);
 }
 
-absl::Status GuestMachineImpl::InvalidateRange(DmaDomain& domain, IovaRange range, bool leaf_hint,
-                                               bool map) {
+absl::Status GuestMachineImpl::InvalidateRange(DmaDomain& domain, IovaRange range, Change change) {
+  const bool map = change == Change::kMapped;
+  TableClaim claim = ClaimAfter(nullptr);
+  if (change == Change::kReplaced) claim = TableClaim::kQuiet;  // the map itself is yet to come
   // A map that waits in vain is undone in the tables while its invalidation is still on its way;
   // on a clock that is modelled nothing waits in vain.
-  const TableClaim claim = map && !clock_.modelled() ? TableClaim::kNone : ClaimAfter(nullptr);
+  if ((map || change == Change::kReplaced) && !clock_.modelled()) claim = TableClaim::kNone;
   for (const auto& [index, tag] : domain.tags) {
     const IommuDriver& driver = *units_[index].driver;
     // Without caching mode nothing not present is ever cached (6.1).
     if (map && !driver.caps().caching_mode()) continue;
-    const vtd::RawDescriptor d = RangeDescriptor(driver, tag.did, range, leaf_hint);
+    const vtd::RawDescriptor d =
+        RangeDescriptor(driver, tag.did, range, change == Change::kLeavesGone);
     if (auto done = Submit(index, {&d, 1}, claim); !done.ok()) return done.status();
     if (map) continue;  // a device-TLB holds nothing that was not present
     if (absl::Status status = InvalidateDeviceTlbs(domain, index, range, claim); !status.ok()) {
@@ -342,8 +345,7 @@ absl::Status GuestMachineImpl::FlushDeferredPsi(FlushReason reason) {
     const auto found = domains_.find(deferred.domain);
     if (found == domains_.end()) continue;
     if (caching_mode) {
-      status = InvalidateRange(*found->second, deferred.entry.range,
-                               deferred.entry.freed_tables.empty(), false);
+      status = InvalidateRange(*found->second, deferred.entry.range, ChangeOf(deferred.entry));
       if (!status.ok()) break;
     }
     ++stats_.flushed_entries;

@@ -38,8 +38,7 @@ absl::Status GuestMachineImpl::FinishOutstanding() {
   for (Unfinished& u : unfinished_) {
     const auto found = domains_.find(u.domain);
     if (u.covered || found == domains_.end()) continue;
-    absl::Status status =
-        InvalidateRange(*found->second, u.entry.range, u.entry.freed_tables.empty(), false);
+    absl::Status status = InvalidateRange(*found->second, u.entry.range, ChangeOf(u.entry));
     if (!status.ok()) return NothingDone(status);
     u.covered = true;
   }

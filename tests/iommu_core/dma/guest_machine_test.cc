@@ -177,6 +177,20 @@ TEST_F(GuestMachineTest, SuperpageOverEmptyTablesFlushesThemFirst) {
   EXPECT_THAT(Sent(), ElementsAre("psi2 am9", "psi2 am9"));
 }
 
+// The page before the superpage stands in the table, and its own invalidation is yet to come.
+TEST_F(GuestMachineTest, TablesAreNotSettledInTheMiddleOfAMap) {
+  MakeAttached(Policy::kStrict);
+  const Segment page{GuestPhys(0x200000), kPageSize};
+  ASSERT_TRUE(machine_->MapAt(domain_, Iova(0x40200000), {&page, 1}, kReadWrite, 0).ok());
+  ASSERT_TRUE(machine_->Unmap(domain_, Iova(0x40200000), kPageSize, 0).ok());
+  sinks_[0]->Clear();
+  const Segment list[] = {page, {GuestPhys(0x400000), uint64_t{2} << 20}};
+  ASSERT_TRUE(machine_->MapAt(domain_, Iova(0x401ff000), list, kReadWrite, 0).ok());
+  ASSERT_EQ(sinks_[0]->doorbells.size(), 2u);
+  EXPECT_EQ(sinks_[0]->doorbells[0].claim, TableClaim::kQuiet);
+  EXPECT_EQ(sinks_[0]->doorbells[1].claim, TableClaim::kSettled);
+}
+
 // 29b32839725f and its review: any unit with CM decides for all, before anything is attached.
 TEST_F(GuestMachineTest, AnyCachingModeUnitForcesStrict) {
   GuestConfig config;
