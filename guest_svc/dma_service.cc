@@ -181,6 +181,7 @@ absl::Status DmaService::DoAccess(Deadline deadline, const v1::AccessRequest& re
   dma.set_write_data(request.write_data());
   dma.set_read_size_bytes(request.read_size_bytes());
   v1::DmaResponse answer;
+  const uint64_t faults_before = host_.faults_taken();
   grpc::ClientContext context;
   context.set_deadline(GrpcDeadline(std::min(deadline, Deadline::clock::now() + kAccessTimeout)));
   const absl::Status status = FromGrpcStatus(hypervisor_->Dma(&context, dma, &answer));
@@ -194,7 +195,9 @@ absl::Status DmaService::DoAccess(Deadline deadline, const v1::AccessRequest& re
   response->set_fault_reason(answer.fault_reason());
   response->set_read_data(std::move(*answer.mutable_read_data()));
   response->set_stale(answer.stale());
-  if (answer.recorded_fault_count() != 0) host_.TakeInFaults(kFaultWait);
+  if (answer.recorded_fault_count() != 0) {
+    host_.AwaitFaults(faults_before + answer.recorded_fault_count(), kFaultWait);
+  }
   return done(absl::OkStatus());
 }
 
@@ -292,7 +295,7 @@ grpc::Status DmaService::Flush(grpc::ServerContext* context, const v1::FlushRequ
 
 grpc::Status DmaService::ReadFaults(grpc::ServerContext* context, const v1::ReadFaultsRequest*,
                                     v1::ReadFaultsResponse* response) {
-  host_.TakeInFaults(absl::ZeroDuration());
+  host_.TakeInFaults();
   return ToGrpcStatus(host_.Run(SteadyDeadline(*context), [&](GuestMachine& machine) {
     bool overflow = false;
     for (const vtd::FaultRecord& fault : machine.TakeFaults(&overflow)) {

@@ -29,6 +29,8 @@ constexpr milliseconds kFirstRetry{50};
 constexpr milliseconds kMaxRetry{2'000};
 constexpr milliseconds kStatsWait{100};
 constexpr absl::Duration kPollStep = absl::Milliseconds(50);
+// The longest that who waits for a fault record keeps others from the machine.
+constexpr absl::Duration kFaultStep = absl::Milliseconds(1);
 
 }  // namespace
 
@@ -119,9 +121,13 @@ bool MachineHost::AllConnected() const {
 
 void MachineHost::PollSinks(absl::Duration wait) {
   for (size_t i = 0; i < sinks_.size(); ++i) {
-    for (const vtd::FaultRecord& fault : sinks_[i]->Poll(wait)) {
+    const std::vector<vtd::FaultRecord> faults = sinks_[i]->Poll(wait);
+    for (const vtd::FaultRecord& fault : faults) {
       machine_->RecordFault(static_cast<uint32_t>(i), fault);
     }
+    if (faults.empty()) continue;
+    SteadyLock lock(&mu_);
+    faults_taken_ += faults.size();
   }
 }
 
@@ -244,10 +250,23 @@ absl::StatusOr<std::string> MachineHost::SessionOf(SourceId sid) {
   return id;
 }
 
-void MachineHost::TakeInFaults(absl::Duration wait) {
+void MachineHost::TakeInFaults() {
   if (!TakeTurn(Steady::now() + kStatsWait)) return;
-  if (machine_ != nullptr) PollSinks(wait);
+  if (machine_ != nullptr) PollSinks(absl::ZeroDuration());
   EndTurn();
+}
+
+uint64_t MachineHost::faults_taken() {
+  SteadyLock lock(&mu_);
+  return faults_taken_;
+}
+
+void MachineHost::AwaitFaults(uint64_t count, absl::Duration wait) {
+  const Time deadline = Steady::now() + absl::ToChronoNanoseconds(wait);
+  while (faults_taken() < count && Steady::now() < deadline && TakeTurn(deadline)) {
+    if (machine_ != nullptr && faults_taken() < count) PollSinks(kFaultStep);
+    EndTurn();
+  }
 }
 
 std::vector<RemoteSink::State> MachineHost::sinks() {

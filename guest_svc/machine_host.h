@@ -52,8 +52,12 @@ class MachineHost {
   void SetPlace(SourceId sid, uint32_t iommu) ABSL_LOCKS_EXCLUDED(place_mu_);
   // The session that serves the device. NotFound: never attached. Unavailable: no session yet.
   absl::StatusOr<std::string> SessionOf(SourceId sid) ABSL_LOCKS_EXCLUDED(place_mu_);
-  // Takes in fault records that the hypervisor said are on their way; at most `wait`.
-  void TakeInFaults(absl::Duration wait) ABSL_LOCKS_EXCLUDED(mu_);
+  // Takes in the fault records that are here.
+  void TakeInFaults() ABSL_LOCKS_EXCLUDED(mu_);
+  // How many were taken in so far, whoever did it.
+  uint64_t faults_taken() ABSL_LOCKS_EXCLUDED(mu_);
+  // Until faults_taken() is `count`, at most `wait`. Operations go on meanwhile.
+  void AwaitFaults(uint64_t count, absl::Duration wait) ABSL_LOCKS_EXCLUDED(mu_);
 
   std::vector<RemoteSink::State> sinks() ABSL_LOCKS_EXCLUDED(mu_);
   // The last known totals if the machine is busy.
@@ -85,6 +89,7 @@ class MachineHost {
   bool up_ ABSL_GUARDED_BY(mu_) = false;
   absl::Status last_error_ ABSL_GUARDED_BY(mu_);
   GuestStats last_stats_ ABSL_GUARDED_BY(mu_);
+  uint64_t faults_taken_ ABSL_GUARDED_BY(mu_) = 0;
   Policy policy_ ABSL_GUARDED_BY(mu_);
   bool force_lazy_ ABSL_GUARDED_BY(mu_);
 

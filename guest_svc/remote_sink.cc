@@ -407,7 +407,8 @@ absl::Status RemoteSink::UpdateDevice(SourceId sid, bool present, bool has_devic
 
 std::vector<vtd::FaultRecord> RemoteSink::Poll(absl::Duration wait) {
   const Turn turn(*this);
-  Time deadline = DeadlineAfter(wait);
+  // Faults that came while somebody awaited a completion are here already.
+  Time deadline = loose_faults_.empty() ? DeadlineAfter(wait) : Steady::now();
   for (int i = 0; i < kMaxMessagesPerPoll && Step(deadline); ++i) {
     if (!loose_faults_.empty()) deadline = Steady::now();
   }

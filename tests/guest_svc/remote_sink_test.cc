@@ -201,6 +201,21 @@ TEST_F(RemoteSinkTest, FaultsOutsideACompletionArriveByThemselves) {
   EXPECT_FALSE(faults[0].read);
 }
 
+TEST_F(RemoteSinkTest, FaultsThatCameBesideAnAwaitedCompletionAreNotWaitedFor) {
+  Connect();
+  ASSERT_TRUE(sink_->UpdateDevice(MakeSourceId(0, 3, 0), true, false).ok());
+  ASSERT_TRUE(sink_->UpdateRegisters({PhysAddr(0x3000), true}).ok());
+  std::byte data[8] = {};
+  uint32_t recorded = 0;
+  ASSERT_TRUE(Session()->Dma(MakeSourceId(0, 3, 0), Iova(0x7000), true, data, &recorded).ok());
+  const auto ticket = PostWait();
+  ASSERT_TRUE(ticket.ok());
+  ASSERT_TRUE(sink_->Await(*ticket, kLong).ok());
+  const auto begin = std::chrono::steady_clock::now();
+  EXPECT_EQ(sink_->Poll(kLong).size(), 1u);
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(10));
+}
+
 // A hypervisor whose first stream breaks with a batch unanswered.
 class BreakingHypervisor final : public v1::HypervisorService::Service {
  public:
