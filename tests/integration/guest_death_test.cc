@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <string>
 #include <vector>
 
 #include "tests/integration/load_client.h"
@@ -42,8 +43,8 @@ double Growth(const std::vector<uint64_t>& bytes) {
 }
 
 // Clients that map, use and unmap until `operations` are done; killed with the guest under way.
-void LoadAndKill(ServicePair& pair, uint64_t seed, uint64_t operations) {
-  pair.StartGuest({"--vcpus=2", "--ram_bytes=16m"});
+void LoadAndKill(ServicePair& pair, const std::string& memory, uint64_t seed, uint64_t operations) {
+  pair.StartGuest({"--vcpus=2", "--ram_bytes=16m", "--memory=" + memory});
   const auto domain = pair.guest().CreateDomain();
   ASSERT_TRUE(domain.ok()) << domain.status();
   ASSERT_TRUE(pair.guest().Attach(*domain, 0x18).ok());
@@ -58,12 +59,14 @@ void LoadAndKill(ServicePair& pair, uint64_t seed, uint64_t operations) {
   load.Stop();
 }
 
-TEST(GuestDeathTest, NothingStaysBehindOfAGuestThatIsKilledUnderLoad) {
+class GuestDeathTest : public ::testing::TestWithParam<const char*> {};
+
+TEST_P(GuestDeathTest, NothingStaysBehindOfAGuestThatIsKilledUnderLoad) {
   const uint64_t rounds = NumberFromEnvironment("VIOMMU_GUEST_ROUNDS", 5);
   ServicePair pair;
   pair.StartHypervisor({"--session_ttl_ms=" + std::to_string(kTimeToLive.count())});
   // The first guest makes the process what it then stays: threads, arenas, descriptors.
-  LoadAndKill(pair, 0, 20);
+  LoadAndKill(pair, GetParam(), 0, 20);
   ASSERT_FALSE(testing::Test::HasFatalFailure());
   ASSERT_TRUE(
       Eventually([&] { return Scrape(pair.hypervisor_metrics())["viommu_sessions"] == 0; }));
@@ -78,7 +81,7 @@ TEST(GuestDeathTest, NothingStaysBehindOfAGuestThatIsKilledUnderLoad) {
   std::vector<uint64_t> resident;
   milliseconds slowest{0};
   for (uint64_t round = 1; round <= rounds; ++round) {
-    LoadAndKill(pair, round, 20 + round * 7 % 50);
+    LoadAndKill(pair, GetParam(), round, 20 + round * 7 % 50);
     ASSERT_FALSE(testing::Test::HasFatalFailure()) << "round " << round;
     const auto killed = steady_clock::now();
     std::map<std::string, double> now;
@@ -111,6 +114,8 @@ TEST(GuestDeathTest, NothingStaysBehindOfAGuestThatIsKilledUnderLoad) {
       static_cast<double>(resident.back()) / kMiB, Growth(resident) / kMiB,
       static_cast<long long>(slowest.count()));
 }
+
+INSTANTIATE_TEST_SUITE_P(GuestMemory, GuestDeathTest, ::testing::Values("shared", "remote"));
 
 }  // namespace
 }  // namespace viommu

@@ -20,19 +20,25 @@ namespace {
 using std::chrono::milliseconds;
 using ::testing::IsEmpty;
 
-// With one vIOMMU or two, each of which has a session of its own.
-class RecoveryTest : public ::testing::TestWithParam<int> {
+struct Guest {
+  int units;  // vIOMMUs, each of which has a session of its own
+  std::string policy;
+  std::string map_sync;
+};
+
+class RecoveryTest : public ::testing::TestWithParam<Guest> {
  protected:
+  static int units() { return GetParam().units; }
   // A device's page leads where the record says, whichever session it belongs to.
   void Sweep(const std::vector<Target>& targets, const std::vector<LiveMapping>& live) {
     const auto status = pair_.guest().Status();
     ASSERT_TRUE(status.ok()) << status.status();
-    ASSERT_EQ(status->session_ids_size(), GetParam());
-    for (int unit = 0; unit < GetParam(); ++unit) {
+    ASSERT_EQ(status->session_ids_size(), units());
+    for (int unit = 0; unit < units(); ++unit) {
       std::vector<Target> behind;
       std::vector<LiveMapping> mapped;
       for (size_t i = static_cast<size_t>(unit); i < targets.size();
-           i += static_cast<size_t>(GetParam())) {
+           i += static_cast<size_t>(units())) {
         behind.push_back(targets[i]);
         std::copy_if(live.begin(), live.end(), std::back_inserter(mapped),
                      [&](const LiveMapping& m) { return m.domain == targets[i].domain; });
@@ -53,10 +59,12 @@ TEST_P(RecoveryTest, NothingIsLostWhenTheHypervisorIsKilledUnderLoad) {
                                                 "nested"};
   std::mt19937_64 random(seed);
   pair_.StartHypervisor();
-  pair_.StartGuest({"--vcpus=4", GetParam() == 1 ? "--iommus=cm" : "--iommus=cm,cm"});
+  const bool strict = GetParam().policy == "strict";
+  pair_.StartGuest({"--vcpus=4", units() == 1 ? "--iommus=cm" : "--iommus=cm,cm", "--force_lazy",
+                    "--policy=" + GetParam().policy, "--map_sync=" + GetParam().map_sync});
   const std::vector<Target> targets = {
       MakeTarget(pair_.guest(), 0x18),
-      MakeTarget(pair_.guest(), 0x20, static_cast<uint32_t>(GetParam() - 1))};
+      MakeTarget(pair_.guest(), 0x20, static_cast<uint32_t>(units() - 1))};
   LoadClient load({.guest_address = pair_.guest_address, .targets = targets, .seed = seed});
   History history;
   uint64_t verified = 0;
@@ -83,13 +91,19 @@ TEST_P(RecoveryTest, NothingIsLostWhenTheHypervisorIsKilledUnderLoad) {
     history.ops.insert(history.ops.end(), ops.begin(), ops.end());
 
     SCOPED_TRACE("round " + std::to_string(round));
+    if (!strict) {
+      EXPECT_TRUE(pair_.guest().Flush().ok());
+    }
     Sweep(targets, LiveMappings(history));
     const auto metrics = Scrape(pair_.hypervisor_metrics());
     EXPECT_EQ(metrics.at("viommu_shadow_mismatches_total"), 0);
-    EXPECT_EQ(metrics.at("viommu_sessions"), GetParam());
+    EXPECT_EQ(metrics.at("viommu_sessions"), units());
     verified += static_cast<uint64_t>(metrics.at("viommu_shadow_verified_pages_total"));
   }
-  EXPECT_THAT(CheckHistory(history), IsEmpty());
+  // A deferred unmap leaves the page within reach until its flush: the rules are those of strict.
+  if (strict) {
+    EXPECT_THAT(CheckHistory(history), IsEmpty());
+  }
   const auto status = pair_.guest().Status();
   ASSERT_TRUE(status.ok());
   EXPECT_THAT(CheckTotals(history, {status->map_count(), status->unmap_count(),
@@ -101,7 +115,16 @@ TEST_P(RecoveryTest, NothingIsLostWhenTheHypervisorIsKilledUnderLoad) {
               static_cast<unsigned long long>(seed));
 }
 
-INSTANTIATE_TEST_SUITE_P(VirtualUnits, RecoveryTest, ::testing::Values(1, 2));
+INSTANTIATE_TEST_SUITE_P(Guests, RecoveryTest,
+                         ::testing::Values(Guest{1, "strict", "each"}, Guest{2, "strict", "each"},
+                                           Guest{1, "lazy", "merged"},
+                                           Guest{2, "lazy-psi-batched", "each"}),
+                         [](const auto& p) {
+                           std::string name =
+                               p.param.policy + (p.param.units == 1 ? "_one" : "_two");
+                           std::replace(name.begin(), name.end(), '-', '_');
+                           return name;
+                         });
 
 }  // namespace
 }  // namespace viommu
