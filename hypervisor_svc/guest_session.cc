@@ -21,6 +21,11 @@ absl::Status Ended() {
   return WithReason(absl::NotFoundError("the session has ended"), "UNKNOWN_SESSION");
 }
 
+absl::Status Rebuilding() {
+  return WithReason(absl::UnavailableError("the session is being rebuilt; try again"),
+                    "REBUILDING");
+}
+
 absl::Status Fenced() {
   return WithReason(absl::AbortedError("a stream with a higher epoch took the session"), "FENCED");
 }
@@ -240,7 +245,13 @@ absl::Status GuestSession::PullStatus() const {
   return remote_ == nullptr ? absl::OkStatus() : remote_->memory->status();
 }
 
+void GuestSession::NotePulls() {
+  pull_status_ = PullStatus();
+  if (!pull_status_.ok()) rebuilding_ = true;
+}
+
 absl::Status GuestSession::AccessStatus() const {
+  if (rebuilding_) return Rebuilding();
   const absl::Status pulled = PullStatus();
   if (pulled.ok()) return pulled;
   return WithReason(absl::UnavailableError(
@@ -286,7 +297,8 @@ SyncCost GuestSession::HandleBatch(const v1::InvalidationBatch& batch, v1::Compl
                                        [static_cast<int>(info_.strategy)],
                     work_);
     done = core->Apply(descriptors_, touches_, ClaimOf(batch));
-    pull_status_ = PullStatus();
+    rebuilding_ = false;
+    NotePulls();
   }
   *completion.mutable_cost() = ToProto(done.cost);
   for (const vtd::FaultRecord& fault : done.faults) *completion.add_faults() = ToProto(fault);
@@ -309,7 +321,7 @@ void GuestSession::HandleRegisters(const v1::RegisterUpdate& update, v1::Complet
                   work_);
   const absl::Status status =
       core()->UpdateRegisters({PhysAddr(update.root_table()), update.translation_enabled()});
-  pull_status_ = PullStatus();
+  NotePulls();
   if (!status.ok()) *completion.mutable_status() = ToRpcStatus(status);
 }
 
@@ -330,7 +342,7 @@ void GuestSession::HandleDevice(const v1::DeviceUpdate& update, v1::Completion& 
   if (status.ok() && update.present() && !devices_.contains(sid)) {
     status = core->AddDevice(SourceId(sid), update.device_tlb());
     if (status.ok()) devices_[sid] = update.device_tlb();
-    pull_status_ = PullStatus();
+    NotePulls();
   }
   if (!status.ok()) *completion.mutable_status() = ToRpcStatus(status);
 }
@@ -345,6 +357,7 @@ void GuestSession::Reset(v1::ResetRequired::Reason reason,
     devices_.clear();
     core->UpdateRegisters({})
         .IgnoreError();  // translation off: nothing to look at, nothing to refuse
+    rebuilding_ = true;
   }
   retained_.clear();
   awaiting_replay_ = true;
@@ -384,6 +397,7 @@ absl::StatusOr<DmaResult> GuestSession::Dma(SourceId sid, Iova iova, bool write,
   std::vector<vtd::FaultRecord> faults;
   {
     absl::MutexLock working(&core_mu_);
+    if (rebuilding_) return Rebuilding();
     result = core->Dma(sid, iova, write, data, /*probe=*/false);
     faults = core->TakeFaults();
     if (absl::Status status = AccessStatus(); !status.ok()) return status;

@@ -69,7 +69,9 @@ class GuestSession {
   SessionStats End() ABSL_LOCKS_EXCLUDED(mu_);
 
   // Device accesses; NotFound once the session ended, Unavailable with reason REMOTE_MEMORY if a
-  // remote guest's memory cannot be reached. `recorded` counts the fault records made.
+  // remote guest's memory cannot be reached, with reason REBUILDING from a reset until the guest's
+  // replay is done: what is blocked meanwhile is no fault of the guest's. `recorded` counts the
+  // fault records made.
   absl::StatusOr<DmaResult> Dma(SourceId sid, Iova iova, bool write, std::span<std::byte> data,
                                 uint32_t* recorded) ABSL_LOCKS_EXCLUDED(mu_);
   absl::StatusOr<DeviceTranslation> Translate(SourceId sid, Iova iova, Access access)
@@ -115,6 +117,8 @@ class GuestSession {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Whether all that the core asked of a remote guest's memory came.
   absl::Status PullStatus() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(core_mu_);
+  // Of the request that was just carried out.
+  void NotePulls() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_, core_mu_);
   absl::Status AccessStatus() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(core_mu_);
   void RetainFaults(const std::vector<vtd::FaultRecord>& faults) ABSL_LOCKS_EXCLUDED(fault_mu_);
   std::shared_ptr<HypervisorSession> core() ABSL_LOCKS_EXCLUDED(state_mu_);
@@ -141,6 +145,9 @@ class GuestSession {
 
   // Held while the core works, for a walk or for a device access.
   absl::Mutex core_mu_ ABSL_ACQUIRED_AFTER(mu_);
+  // The shadow is not what the guest made it: emptied by a reset, or void. A batch ends it, since a
+  // replay's only one is its last request.
+  bool rebuilding_ ABSL_GUARDED_BY(core_mu_) = false;
 
   // Short holds only: readers (scrapes, GetSession, device accesses) never wait for a walk here.
   absl::Mutex state_mu_ ABSL_ACQUIRED_AFTER(mu_, core_mu_);

@@ -278,6 +278,55 @@ TEST_F(SessionTest, AnUnknownSessionBecomesAFreshOneThatAsksForTheState) {
   EXPECT_EQ(reset.reset_required().resume_sequence(), 1u);
 }
 
+// A device is blocked from the reset on, and the guest must not take that for its own doing.
+TEST_F(SessionTest, AnAccessBeforeTheReplayIsDoneIsNoFaultOfTheGuest) {
+  constexpr uint32_t kDevice = 0x18;
+  Stream stream(*stub_);
+  stream.Send(Open(std::string(32, 'a'), 7, 40, 41));
+  const std::string id = stream.Next().opened().session_id();
+  ASSERT_TRUE(stream.Next().has_reset_required());
+  const auto access = [&]() -> absl::StatusOr<v1::DmaResponse> {
+    v1::DmaRequest request;
+    request.set_session_id(id);
+    request.set_source_id(kDevice);
+    request.set_iova(0x5000);
+    request.set_read_size_bytes(8);
+    v1::DmaResponse response;
+    grpc::ClientContext context;
+    const grpc::Status status = stub_->Dma(&context, request, &response);
+    if (!status.ok()) return FromGrpcStatus(status);
+    return response;
+  };
+  const auto expect_rebuilding = [&] {
+    const absl::Status status = access().status();
+    EXPECT_TRUE(absl::IsUnavailable(status)) << status;
+    EXPECT_EQ(ErrorReason(status), "REBUILDING");
+  };
+  expect_rebuilding();
+  v1::InvalidateRequest device;
+  device.mutable_device()->set_sequence(1);
+  device.mutable_device()->set_source_id(kDevice);
+  device.mutable_device()->set_present(true);
+  stream.Send(device);
+  EXPECT_EQ(stream.Next().completion().sequence(), 1u);
+  expect_rebuilding();
+  v1::InvalidateRequest registers;
+  registers.mutable_registers()->set_sequence(2);
+  registers.mutable_registers()->set_root_table(0x3000);
+  registers.mutable_registers()->set_translation_enabled(true);
+  stream.Send(registers);
+  EXPECT_EQ(stream.Next().completion().sequence(), 2u);
+  expect_rebuilding();
+  stream.Send(Batch(3, {kGlobal}));
+  const v1::Completion done = stream.Next().completion();
+  EXPECT_EQ(done.sequence(), 3u);
+  EXPECT_EQ(done.faults_size(), 0);
+  // The guest's root table is empty: that is its own doing.
+  const auto blocked = access();
+  ASSERT_TRUE(blocked.ok()) << blocked.status();
+  EXPECT_EQ(blocked->recorded_fault_count(), 1u);
+}
+
 TEST_F(SessionTest, AnotherGuestCannotTakeTheSession) {
   Stream stream(*stub_);
   const std::string id = OpenOn(stream);
