@@ -391,12 +391,13 @@ SessionStats GuestSession::End() {
 
 absl::StatusOr<DmaResult> GuestSession::Dma(SourceId sid, Iova iova, bool write,
                                             std::span<std::byte> data, uint32_t* recorded) {
-  const std::shared_ptr<HypervisorSession> core = this->core();
-  if (core == nullptr) return Ended();
   DmaResult result;
   std::vector<vtd::FaultRecord> faults;
   {
     absl::MutexLock working(&core_mu_);
+    // Asked for under the lock: what ends while an access waits has no device to be blocked.
+    const std::shared_ptr<HypervisorSession> core = this->core();
+    if (core == nullptr) return Ended();
     if (rebuilding_) return Rebuilding();
     result = core->Dma(sid, iova, write, data, /*probe=*/false);
     faults = core->TakeFaults();
@@ -422,18 +423,18 @@ absl::StatusOr<DmaResult> GuestSession::Dma(SourceId sid, Iova iova, bool write,
 }
 
 absl::StatusOr<DeviceTranslation> GuestSession::Translate(SourceId sid, Iova iova, Access access) {
+  absl::MutexLock working(&core_mu_);
   const std::shared_ptr<HypervisorSession> core = this->core();
   if (core == nullptr) return Ended();
-  absl::MutexLock working(&core_mu_);
   auto translation = core->Translate(sid, iova, access);
   if (absl::Status status = AccessStatus(); !status.ok()) return status;
   return translation;
 }
 
 absl::StatusOr<std::vector<LeafMapping>> GuestSession::Mappings(SourceId sid) {
+  absl::MutexLock working(&core_mu_);
   const std::shared_ptr<HypervisorSession> core = this->core();
   if (core == nullptr) return Ended();
-  absl::MutexLock working(&core_mu_);
   auto mappings = core->FlattenShadow(sid);
   if (absl::Status status = AccessStatus(); !status.ok()) return status;
   return mappings;
