@@ -39,6 +39,11 @@ bool OneCpuOnly() {
   return sched_getaffinity(0, sizeof(cpus), &cpus) == 0 && CPU_COUNT(&cpus) == 1;
 }
 
+void SetClaim(TableClaim claim, v1::InvalidationBatch& batch) {
+  batch.set_quiet(claim != TableClaim::kNone);
+  batch.set_settled(claim == TableClaim::kSettled);
+}
+
 Steady::time_point DeadlineAfter(absl::Duration timeout) {
   return Steady::now() + absl::ToChronoNanoseconds(timeout);
 }
@@ -143,8 +148,7 @@ void RemoteSink::SendPending(size_t first) {
   for (size_t i = first; i < pending_.size(); ++i) {
     // The guest may have gone on since: its tables need not match after this batch any more.
     if (pending_[i].request.has_batch()) {
-      pending_[i].request.mutable_batch()->set_settled(false);
-      pending_[i].request.mutable_batch()->set_quiet(false);
+      SetClaim(TableClaim::kNone, *pending_[i].request.mutable_batch());
     }
     stream_->Send(pending_[i].request);
   }
@@ -339,8 +343,7 @@ absl::StatusOr<uint64_t> RemoteSink::Post(std::span<const vtd::RawDescriptor> de
   if (absl::Status status = CheckRoom(); !status.ok()) return status;
   v1::InvalidateRequest request;
   v1::InvalidationBatch* batch = request.mutable_batch();
-  batch->set_quiet(claim != TableClaim::kNone);
-  batch->set_settled(claim == TableClaim::kSettled);
+  SetClaim(claim, *batch);
   batch->mutable_descriptor_words()->Reserve(static_cast<int>(2 * descriptors.size()));
   for (const vtd::RawDescriptor& d : descriptors) {
     batch->add_descriptor_words(d.qw0);

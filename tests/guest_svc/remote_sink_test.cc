@@ -18,6 +18,7 @@ using ::testing::HasSubstr;
 
 constexpr uint64_t kRam = uint64_t{8} << 20;
 constexpr absl::Duration kLong = absl::Seconds(20);
+const SourceId kDevice = MakeSourceId(0, 3, 0);
 
 class RemoteSinkTest : public ::testing::Test {
  protected:
@@ -49,6 +50,17 @@ class RemoteSinkTest : public ::testing::Test {
   absl::StatusOr<uint64_t> PostWait() {
     const vtd::RawDescriptor wait = vtd::Encode(vtd::InvalidationWait{});
     return sink_->Post({&wait, 1}, {}, TableClaim::kNone);
+  }
+  // A write at 0x7000 of a device behind an empty root table: blocked, one fault record.
+  void MakeFault() {
+    ASSERT_TRUE(sink_->UpdateDevice(kDevice, true, false).ok());
+    ASSERT_TRUE(sink_->UpdateRegisters({PhysAddr(0x3000), true}).ok());
+    std::byte data[8] = {};
+    uint32_t recorded = 0;
+    const auto result = Session()->Dma(kDevice, Iova(0x7000), true, data, &recorded);
+    ASSERT_TRUE(result.ok());
+    EXPECT_EQ(result->reason, vtd::FaultReason::kRootNotPresent);  // 7.1.3
+    EXPECT_EQ(recorded, 1u);
   }
   // The hypervisor's only session.
   std::shared_ptr<GuestSession> Session() {
@@ -186,28 +198,17 @@ TEST_F(RemoteSinkTest, ARunsSessionEndsWithItsStream) {
 
 TEST_F(RemoteSinkTest, FaultsOutsideACompletionArriveByThemselves) {
   Connect();
-  ASSERT_TRUE(sink_->UpdateDevice(MakeSourceId(0, 3, 0), true, false).ok());
-  ASSERT_TRUE(sink_->UpdateRegisters({PhysAddr(0x3000), true}).ok());
-  std::byte data[8] = {};
-  uint32_t recorded = 0;
-  const auto result = Session()->Dma(MakeSourceId(0, 3, 0), Iova(0x7000), true, data, &recorded);
-  ASSERT_TRUE(result.ok());
-  EXPECT_EQ(result->reason, vtd::FaultReason::kRootNotPresent);  // 7.1.3: an empty root table
-  EXPECT_EQ(recorded, 1u);
+  ASSERT_NO_FATAL_FAILURE(MakeFault());
   const std::vector<vtd::FaultRecord> faults = sink_->Poll(absl::Seconds(5));
   ASSERT_EQ(faults.size(), 1u);
-  EXPECT_EQ(faults[0].source_id, MakeSourceId(0, 3, 0));
+  EXPECT_EQ(faults[0].source_id, kDevice);
   EXPECT_EQ(faults[0].page, Iova(0x7000));
   EXPECT_FALSE(faults[0].read);
 }
 
 TEST_F(RemoteSinkTest, FaultsThatCameBesideAnAwaitedCompletionAreNotWaitedFor) {
   Connect();
-  ASSERT_TRUE(sink_->UpdateDevice(MakeSourceId(0, 3, 0), true, false).ok());
-  ASSERT_TRUE(sink_->UpdateRegisters({PhysAddr(0x3000), true}).ok());
-  std::byte data[8] = {};
-  uint32_t recorded = 0;
-  ASSERT_TRUE(Session()->Dma(MakeSourceId(0, 3, 0), Iova(0x7000), true, data, &recorded).ok());
+  ASSERT_NO_FATAL_FAILURE(MakeFault());
   const auto ticket = PostWait();
   ASSERT_TRUE(ticket.ok());
   ASSERT_TRUE(sink_->Await(*ticket, kLong).ok());

@@ -10,6 +10,7 @@
 #include "iommu_core/vtd/inv_descriptor.h"
 #include "svc_common/conversions.h"
 #include "svc_common/memory_channel.h"
+#include "tests/fakes/test_name.h"
 #include "tests/integration/probes.h"
 #include "tests/integration/service_pair.h"
 
@@ -34,9 +35,7 @@ void PrintTo(const MapLimit& limit, std::ostream* out) { *out << limit.name; }
 class MapLimitTest : public ::testing::TestWithParam<std::tuple<MapLimit, const char*>> {};
 
 std::string LimitName(const ::testing::TestParamInfo<MapLimitTest::ParamType>& param) {
-  std::string name = std::string(std::get<0>(param.param).name) + "_" + std::get<1>(param.param);
-  std::replace(name.begin(), name.end(), '-', '_');
-  return name;
+  return TestName(std::string(std::get<0>(param.param).name) + "_" + std::get<1>(param.param));
 }
 
 TEST_P(MapLimitTest, WhatIsRefusedIsSaidAndAppearsOnceThereIsRoom) {

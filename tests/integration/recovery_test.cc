@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "tests/fakes/test_name.h"
 #include "tests/integration/load_client.h"
 #include "tests/integration/probes.h"
 #include "tests/integration/service_pair.h"
@@ -120,10 +121,7 @@ INSTANTIATE_TEST_SUITE_P(Guests, RecoveryTest,
                                            Guest{1, "lazy", "merged"},
                                            Guest{2, "lazy-psi-batched", "each"}),
                          [](const auto& p) {
-                           std::string name =
-                               p.param.policy + (p.param.units == 1 ? "_one" : "_two");
-                           std::replace(name.begin(), name.end(), '-', '_');
-                           return name;
+                           return TestName(p.param.policy + (p.param.units == 1 ? "_one" : "_two"));
                          });
 
 }  // namespace

@@ -15,6 +15,7 @@
 #include "iommu_core/load/workloads.h"
 #include "iommu_core/mem/shared_memory.h"
 #include "iommu_core/shadow/hypervisor_session.h"
+#include "tests/fakes/test_name.h"
 
 namespace viommu {
 namespace {
@@ -60,10 +61,7 @@ std::string NameOf(const ::testing::TestParamInfo<Point>& info) {
   std::string name(PolicyName(std::get<0>(info.param)));
   name += "_";
   name += std::string(StrategyName(std::get<1>(info.param)));
-  for (char& c : name) {
-    if (c == '-') c = '_';
-  }
-  return name;
+  return TestName(name);
 }
 
 class FullVerifyTest : public ::testing::TestWithParam<Point> {};

@@ -11,6 +11,7 @@
 #include "iommu_core/load/in_process_sink.h"
 #include "iommu_core/mem/shared_memory.h"
 #include "iommu_core/shadow/hypervisor_session.h"
+#include "tests/fakes/test_name.h"
 
 namespace viommu {
 namespace {
@@ -74,11 +75,7 @@ INSTANTIATE_TEST_SUITE_P(All, TwoUnitsTest,
                          ::testing::Values(Strategy::kWalk, Strategy::kWalkShared,
                                            Strategy::kSnapshot, Strategy::kDirtyLog,
                                            Strategy::kNested),
-                         [](const auto& p) {
-                           std::string name(StrategyName(p.param));
-                           for (char& c : name) c = c == '-' ? '_' : c;
-                           return name;
-                         });
+                         [](const auto& p) { return TestName(StrategyName(p.param)); });
 
 }  // namespace
 }  // namespace viommu

@@ -9,6 +9,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "iommu_core/load/random.h"
+#include "tests/fakes/test_name.h"
 
 namespace viommu {
 namespace {
@@ -102,11 +103,7 @@ INSTANTIATE_TEST_SUITE_P(All, WorkloadTest, testing::ValuesIn([] {
                            for (const auto& each : Workloads()) names.emplace_back(each.name);
                            return names;
                          }()),
-                         [](const auto& test) {
-                           std::string name = test.param;
-                           for (char& c : name) c = c == '-' ? '_' : c;
-                           return name;
-                         });
+                         [](const auto& test) { return TestName(test.param); });
 
 TEST(Workloads, RatesAndLiveSets) {
   // nic-rx-classic: 512 live buffers and 0.81 Mpps for the device, however many vCPUs.

@@ -2,6 +2,7 @@
 #include <random>
 
 #include "gtest/gtest.h"
+#include "tests/fakes/test_name.h"
 #include "tests/iommu_core/shadow/test_guest.h"
 
 namespace viommu {
@@ -125,9 +126,8 @@ INSTANTIATE_TEST_SUITE_P(
                                          Strategy::kSnapshot, Strategy::kDirtyLog),
                        ::testing::Values(SessionConfig().dma_entry_limit, 200)),
     [](const auto& instance) {
-      std::string name(StrategyName(std::get<0>(instance.param)));
-      for (char& c : name) c = c == '-' ? '_' : c;
-      return name + "_limit_" + std::to_string(std::get<1>(instance.param));
+      return TestName(StrategyName(std::get<0>(instance.param))) + "_limit_" +
+             std::to_string(std::get<1>(instance.param));
     });
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "gtest/gtest.h"
+#include "tests/fakes/test_name.h"
 #include "tests/iommu_core/shadow/test_guest.h"
 
 namespace viommu {
@@ -364,9 +365,8 @@ INSTANTIATE_TEST_SUITE_P(
                                          Strategy::kSnapshot, Strategy::kDirtyLog),
                        ::testing::Values(12, 21)),
     [](const auto& p) {
-      std::string name(StrategyName(std::get<0>(p.param)));
-      name.erase(std::remove(name.begin(), name.end(), '-'), name.end());
-      return name + "HostPageShift" + std::to_string(std::get<1>(p.param));
+      return TestName(StrategyName(std::get<0>(p.param))) + "HostPageShift" +
+             std::to_string(std::get<1>(p.param));
     });
 
 }  // namespace

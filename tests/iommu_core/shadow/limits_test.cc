@@ -5,6 +5,7 @@
 #include <thread>
 
 #include "gtest/gtest.h"
+#include "tests/fakes/test_name.h"
 #include "tests/iommu_core/shadow/test_guest.h"
 
 namespace viommu {
@@ -347,11 +348,7 @@ TEST_P(Limits, GuestThatWritesDuringTheSyncEndsRight) {
 INSTANTIATE_TEST_SUITE_P(Strategies, Limits,
                          ::testing::Values(Strategy::kWalk, Strategy::kWalkShared,
                                            Strategy::kSnapshot, Strategy::kDirtyLog),
-                         [](const auto& p) {
-                           std::string name(StrategyName(p.param));
-                           name.erase(std::remove(name.begin(), name.end(), '-'), name.end());
-                           return name;
-                         });
+                         [](const auto& p) { return TestName(StrategyName(p.param)); });
 
 TEST(SessionConfigChecks, BadOnesAreRefused) {
   TestGuest guest;

@@ -7,6 +7,7 @@
 #include <random>
 
 #include "iommu_core/mem/remote_memory.h"
+#include "tests/fakes/test_name.h"
 #include "tests/iommu_core/shadow/test_guest.h"
 
 namespace viommu {
@@ -266,11 +267,7 @@ INSTANTIATE_TEST_SUITE_P(Strategies, RemoteTest,
                          ::testing::Values(Strategy::kWalk, Strategy::kWalkShared,
                                            Strategy::kSnapshot, Strategy::kDirtyLog,
                                            Strategy::kNested),
-                         [](const auto& param_info) {
-                           std::string name(StrategyName(param_info.param));
-                           std::replace(name.begin(), name.end(), '-', '_');
-                           return name;
-                         });
+                         [](const auto& p) { return TestName(StrategyName(p.param)); });
 
 }  // namespace
 }  // namespace viommu

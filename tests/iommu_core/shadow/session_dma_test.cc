@@ -3,6 +3,7 @@
 #include <array>
 
 #include "gtest/gtest.h"
+#include "tests/fakes/test_name.h"
 #include "tests/iommu_core/shadow/test_guest.h"
 
 namespace viommu {
@@ -207,11 +208,7 @@ INSTANTIATE_TEST_SUITE_P(Strategies, SessionDma,
                          ::testing::Values(Strategy::kWalk, Strategy::kWalkShared,
                                            Strategy::kSnapshot, Strategy::kDirtyLog,
                                            Strategy::kNested),
-                         [](const auto& p) {
-                           std::string name(StrategyName(p.param));
-                           name.erase(std::remove(name.begin(), name.end(), '-'), name.end());
-                           return name;
-                         });
+                         [](const auto& p) { return TestName(StrategyName(p.param)); });
 
 TEST(Nested, ReadsNothingAtSyncAndPinsAllRamAtTheStart) {
   TestGuest guest;

@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "gtest/gtest.h"
+#include "tests/fakes/test_name.h"
 #include "tests/iommu_core/shadow/test_guest.h"
 
 namespace viommu {
@@ -104,11 +105,7 @@ TEST_P(Swap, WithoutRoomForAnotherShadowItEndsRightAllTheSame) {
 INSTANTIATE_TEST_SUITE_P(Strategies, Swap,
                          ::testing::Values(Strategy::kWalk, Strategy::kWalkShared,
                                            Strategy::kSnapshot, Strategy::kDirtyLog),
-                         [](const auto& p) {
-                           std::string name(StrategyName(p.param));
-                           std::erase(name, '-');
-                           return name;
-                         });
+                         [](const auto& p) { return TestName(StrategyName(p.param)); });
 
 }  // namespace
 }  // namespace viommu
